@@ -1,0 +1,157 @@
+"""Every environment variable, once: name, type, default, bounds and help.
+
+``docs/settings.md`` is written from this file (``python -m app.settings``), and a contract test keeps them equal.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+Names = Annotated[tuple[str, ...], NoDecode]
+Ports = Annotated[tuple[int, ...], NoDecode]
+
+
+def _named(env: str, default: Any, help_text: str, **bounds: Any) -> Any:
+    return Field(default, validation_alias=env, description=help_text, **bounds)
+
+
+def _own(name: str, default: Any, help_text: str, **bounds: Any) -> Any:
+    return _named(f"STENOPOOL_{name}", default, help_text, **bounds)
+
+
+class Settings(BaseSettings):
+    """What the operator decides. Immutable; built once in ``main.py`` and handed down."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+
+    # -- the server
+    host: str = _named("HOST", "127.0.0.1", "Address to listen on. 0.0.0.0 needs API keys.")
+    port: int = _named("PORT", 8000, "TCP port to listen on.", ge=0, le=65535)
+    api_keys: SecretStr | None = _own("API_KEYS", None, "Comma-separated API keys for simple deployments.")
+    log_level: Literal["debug", "info", "warning", "error"] = _own("LOG_LEVEL", "info", "Least level that is logged.")
+    shutdown_grace_s: float = _own("SHUTDOWN_GRACE_S", 25.0, "Seconds that running work may take after SIGTERM.", ge=0)
+    max_connections: int = _own("MAX_CONNECTIONS", 2000, "Open HTTP connections; above it the answer is 503.", ge=1)
+
+    # -- places on disk
+    data_dir: Path = _own("DATA_DIR", Path("data"), "Folder for everything the server writes.")
+    media_path: Path | None = _own("MEDIA_DIR", None, "Folder that audio_file= is relative to. Default: DATA_DIR/media.")
+    models_dir: Path | None = _own("MODELS_DIR", None, "Folder of CTranslate2 models, one sub-folder per name.")
+    database_url: str | None = _named("DATABASE_URL", None, "SQLAlchemy URL. Default: SQLite inside DATA_DIR.")
+    redis_url: str | None = _named("REDIS_URL", None, "Redis for several machines. Not used yet.")
+    disk_reserve_mb: int = _own("DISK_RESERVE_MB", 512, "Free disk below which uploads are refused with 507.", ge=0)
+
+    # -- the model
+    model_size: str = _own("MODEL_SIZE", "tiny", "Model that is used where a request names none.")
+    warm_models: Names = _own("WARM_MODELS", (), "Models to load at start. Default: MODEL_SIZE if on disk, else demo.")
+    offline: bool = _own("OFFLINE", False, "Never fetch a model from the hub.")
+    device: Literal["auto", "cpu", "cuda"] = _own("DEVICE", "auto", "Device of speech recognition.")
+    align_device: Literal["auto", "cpu", "cuda", "mps"] = _own("ALIGN_DEVICE", "auto", "Device of word alignment.")
+    compute_type: str = _own("COMPUTE_TYPE", "auto", "CTranslate2 compute type. auto: int8 on cpu, float16 on cuda.")
+    batch_size: int = _own("BATCH_SIZE", 4, "Windows of 30 s that one engine call takes at most.", ge=1, le=64)
+
+    # -- the pool
+    max_concurrent_transcriptions: int = _named(
+        "MAX_CONCURRENT_TRANSCRIPTIONS", 0, "Transcriptions that run at once. 0: as many as there are streams.", ge=0
+    )
+    overload_policy: Literal["queue", "reject"] = _named(
+        "OVERLOAD_POLICY", "queue", "What happens when every place is taken: wait in line, or 429 at once."
+    )
+    railway_ram_mb: int | None = _named("RAILWAY_RAM_MB", None, "Memory of the container. Not used yet.", ge=1)
+    max_queued: int = _own("MAX_QUEUED", 200, "Transcriptions that may wait in line; above it the answer is 429.", ge=0)
+    streams: int = _own("STREAMS", 0, "Jobs that one worker runs at once, sharing the weights. 0: cores, 4 at most.", ge=0)
+    threads: int = _own("THREADS", 0, "Threads per stream. 0: cores divided by streams.", ge=0)
+    workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model.", ge=1, le=64)
+    max_resident_models: int = _own("MAX_RESIDENT_MODELS", 2, "Models that are warm at once; idle ones are evicted.", ge=1)
+    ping_interval_s: float = _own("PING_INTERVAL_S", 2.0, "Seconds between two pings of a worker.", gt=0)
+    ping_timeout_s: float = _own("PING_TIMEOUT_S", 15.0, "Seconds without an answer after which a worker is killed.", gt=0)
+    setup_timeout_s: float = _own("SETUP_TIMEOUT_S", 900.0, "Seconds that starting a worker may take, download included.", gt=0)
+    job_timeout_s: float = _own("JOB_TIMEOUT_S", 120.0, "Seconds that any job may run, plus JOB_TIMEOUT_FACTOR.", gt=0)
+    job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 10.0, "Seconds of run time allowed per second of audio.", ge=0)
+    max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
+
+    # -- caps on input
+    max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, in MB.", ge=1)
+    max_audio_s: float = _own("MAX_AUDIO_S", 14400.0, "Longest audio that is decoded, in seconds.", gt=0)
+    body_idle_timeout_s: float = _own("BODY_IDLE_TIMEOUT_S", 30.0, "Seconds without a byte of an upload before 408.", gt=0)
+    body_timeout_s: float = _own("BODY_TIMEOUT_S", 3600.0, "Seconds that one upload may take in all.", gt=0)
+    decode_timeout_s: float = _own("DECODE_TIMEOUT_S", 600.0, "Seconds that one ffmpeg run may take.", gt=0)
+    max_media_jobs: int = _own("MAX_MEDIA_JOBS", 4, "Decodes and extractions that run at once.", ge=1)
+
+    # -- downloads
+    max_downloads: int = _own("MAX_DOWNLOADS", 4, "Downloads that run at once.", ge=1)
+    max_download_mb: int = _own("MAX_DOWNLOAD_MB", 2048, "Largest download, in MB.", ge=1)
+    download_timeout_s: float = _own("DOWNLOAD_TIMEOUT_S", 900.0, "Seconds that one download may take.", gt=0)
+    url_ports: Ports = _own("URL_PORTS", (80, 443), "Ports that a URL may name.")
+    extractors: Names = _own(
+        "EXTRACTORS",
+        ("youtube", "vimeo", "soundcloud", "bandcamp", "archive.org", "ted", "twitch:vod", "dailymotion"),
+        "yt-dlp extractors that may be used. The generic one never is.",
+    )
+    ffmpeg: Path | None = _own("FFMPEG", None, "ffmpeg binary. Default: the one of the imageio-ffmpeg wheel.")
+
+    @field_validator("warm_models", "extractors", "url_ports", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @cached_property
+    def media_dir(self) -> Path:
+        """Folder of media that requests may name, absolute."""
+        return (self.media_path or self.data_dir / "media").resolve()
+
+    @cached_property
+    def jobs_dir(self) -> Path:
+        """Folder that holds one 0700 folder per job, absolute."""
+        return (self.data_dir / "jobs").resolve()
+
+    @cached_property
+    def store_url(self) -> str:
+        """SQLAlchemy URL of the job store."""
+        return self.database_url or f"sqlite:///{(self.data_dir / 'stenopool.db').resolve()}"
+
+    @cached_property
+    def cores(self) -> int:
+        """Cores this process may run on."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    @cached_property
+    def stream_count(self) -> int:
+        """Streams per worker: as set, else one per core, 4 at most."""
+        wanted = self.streams or min(self.cores, 4)
+        return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
+
+    @cached_property
+    def thread_count(self) -> int:
+        """Threads per stream; streams times threads never exceeds the cores unless set so."""
+        return self.threads or max(1, self.cores // (self.stream_count * self.workers_per_model))
+
+    @cached_property
+    def configured_keys(self) -> tuple[str, ...]:
+        """The keys of STENOPOOL_API_KEYS, in plain text; never log them."""
+        plain = self.api_keys.get_secret_value() if self.api_keys else ""
+        return tuple(key.strip() for key in plain.split(",") if key.strip())
+
+
+def as_markdown() -> str:
+    """The table of ``docs/settings.md``."""
+    lines = ["# Settings", "", "Environment variables. Written by `python -m app.settings`; do not edit by hand.", ""]
+    lines += ["| variable | default | meaning |", "|---|---|---|"]
+    for field in Settings.model_fields.values():
+        default = field.default
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else "" if default is None else str(default)
+        lines.append(f"| `{field.validation_alias}` | {f'`{shown}`' if shown else ''} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")
