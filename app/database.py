@@ -1,0 +1,159 @@
+"""The database behind the store and the keys: SQLite by default, PostgreSQL by URL. Knows no table but the list of them."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from app.errors import CapacityError, DiskFull, StenopoolError
+
+log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_S = 10
+
+metadata = MetaData()
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment: timezone-aware in Python, UTC in the database (SQLite keeps no zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC; refuses a moment without a zone, which would mean another moment on another machine."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("the moment has no timezone")
+        return None if value is None else value.astimezone(timezone.utc)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Back, timezone-aware."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+def utc_now() -> datetime:
+    """The wall clock."""
+    return datetime.now(timezone.utc)
+
+
+class Database:
+    """Connections and transactions, from any thread. No call waits for another much longer than ``BUSY_TIMEOUT_S``.
+
+    SQLite runs in WAL mode with ``synchronous=FULL``, so what was committed survives a power cut. ``now`` is the wall
+    clock that stamps the rows.
+
+    Raises:
+        DiskFull: there is no room for the change.
+        CapacityError: the database does not answer. Neither message holds SQL or a path; the log has the cause.
+        ValueError: the change breaks a constraint (an id is taken).
+    """
+
+    def __init__(self, url: str, *, now: Callable[[], datetime] = utc_now) -> None:
+        self.now = now
+        with _translated():
+            self._engine = _engine(url)
+        self._reader = self._engine.execution_options(read_only=True)
+
+    def create_schema(self) -> None:
+        """Create the tables that are missing, of every module that has been imported by now."""
+        with self.writing() as db:
+            for table in metadata.sorted_tables:
+                db.execute(CreateTable(table, if_not_exists=True))
+                for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                    db.execute(CreateIndex(index, if_not_exists=True))
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads; in SQLite it never waits for a writer."""
+        with _translated(), self._reader.begin() as db:
+            yield db
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is committed at the end; in SQLite it holds the write lock from its beginning."""
+        with _translated(), self._engine.begin() as db:
+            yield db
+
+    def close(self) -> None:
+        """Close every connection that is not in use."""
+        self._engine.dispose()
+
+
+def _engine(url: str) -> Engine:
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S)
+    if parsed.database and not parsed.database.startswith((":", "file:")):
+        _make_private(Path(parsed.database))
+    engine = create_engine(parsed, hide_parameters=True)
+    event.listen(engine, "connect", _set_pragmas)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        if parsed.drivername in {"postgres", "postgresql"}:  # As hosting platforms write it.
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        parsed.get_dialect().import_dbapi()
+    except (ArgumentError, ImportError) as error:
+        # The cause may quote the URL, and that may hold a password.
+        raise StenopoolError(
+            f"The database URL cannot be used ({type(error).__name__}).",
+            hint="DATABASE_URL is sqlite:///<path> or postgresql://...; PostgreSQL also needs `pip install psycopg[binary]`.",
+        ) from None
+    return parsed
+
+
+def _make_private(path: Path) -> None:
+    """Make the folder 0700 and the file 0600 if they are not there; SQLite gives its side files the mode of the file."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _set_pragmas(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # The driver begins no transactions; _begin does.
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    # A transaction that reads first and writes later fails at once if another wrote in between; IMMEDIATE waits instead.
+    reads = connection.get_execution_options().get("read_only")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError as error:
+        raise ValueError("the row breaks a constraint; its id may be taken") from error
+    except (DBAPIError, PoolTimeout, OSError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        log.error("the database failed: %s: %s", type(cause).__name__, cause)
+        if _is_full(cause):
+            raise DiskFull("The job store has no room left.") from error
+        raise CapacityError("The job store is not available.") from error
+
+
+def _is_full(cause: BaseException | None) -> bool:
+    if isinstance(cause, OSError):
+        return cause.errno in {errno.ENOSPC, errno.EDQUOT}
+    # SQLITE_FULL by its text, as Python 3.10 has no error codes; PostgreSQL's disk_full by its SQLSTATE.
+    return "disk is full" in str(cause) or getattr(cause, "sqlstate", None) == "53100"

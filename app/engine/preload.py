@@ -1,0 +1,36 @@
+"""The heavy imports, made once in the forkserver (Linux) so that workers share their pages and start at once.
+
+Nothing here may load a model or start a thread: CTranslate2 and OpenMP do not survive a fork.
+"""
+
+import logging
+import os
+import threading
+import warnings
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
+os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # pyannote.audio reports its use to a remote collector by default
+warnings.filterwarnings("ignore")
+
+import opentelemetry.sdk.trace.export as otel_export  # noqa: E402
+from opentelemetry.sdk.trace import SpanProcessor  # noqa: E402
+
+# pyannote.audio makes one of these while it is imported, and that starts a thread, metrics or not
+otel_export.BatchSpanProcessor = lambda *_, **__: SpanProcessor()  # type: ignore[misc, assignment]
+
+import ctranslate2  # noqa: E402, F401
+import faster_whisper.vad  # noqa: E402, F401
+import onnxruntime  # noqa: E402, F401
+import whisperx.alignment  # noqa: E402
+import whisperx.asr  # noqa: E402, F401
+from setproctitle import setproctitle  # noqa: E402
+
+logging.getLogger("whisperx").setLevel(logging.ERROR)
+
+setproctitle("stenopool forkserver")
+if threading.active_count() > 1:
+    raise RuntimeError(f"an import started a thread: {threading.enumerate()}")

@@ -1,0 +1,139 @@
+"""One worker as the supervisor sees it: its state, the jobs it holds, its pings."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from app.errors import StenopoolError, by_code
+from app.pool import messages
+from app.pool.spawn import Child
+from app.work import Task
+
+log = logging.getLogger("stenopool.pool")
+
+Progress = Callable[[str, float], None]
+
+
+class State(Enum):
+    """A worker's life."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DEAD = "dead"
+
+
+class WorkerDied(Exception):
+    """The worker ended while it held the job. ``alone``: no other job can be to blame."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__(f"worker died, alone={alone}")
+        self.alone = alone
+
+
+@dataclass
+class Running:
+    """A job inside a worker: the future is set when the worker has answered or is dead."""
+
+    task: Task
+    done: asyncio.Future[None]
+    progress: Progress | None
+
+
+@dataclass(eq=False)
+class Handle:
+    """One worker process. ``reserved`` slots are taken by callers that have not sent their job yet."""
+
+    model: str
+    streams: int
+    child: Child
+    state: State = State.STARTING
+    device: str = ""
+    reserved: int = 0
+    exclusive: bool = False
+    running: dict[str, Running] = field(default_factory=dict)
+    ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    last_pong: float = 0.0
+    idle_since: float = 0.0
+    finished: int = 0
+
+    @property
+    def load(self) -> int:
+        """Slots in use."""
+        return self.reserved + len(self.running)
+
+    def can_take(self, solo: bool) -> bool:
+        """Whether a job fits now; a ``solo`` job shares the process with no other."""
+        if self.state is not State.READY or self.exclusive:
+            return False
+        return self.load == 0 if solo else self.load < self.streams
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Queue one message; a dead pipe is noticed by the reader."""
+        if self.state is not State.DEAD:
+            self.child.writer.write(messages.encode(kind, **values))
+
+    def begin(self, task: Task, progress: Progress | None) -> Running:
+        """Send a job to the worker."""
+        running = Running(task, asyncio.get_running_loop().create_future(), progress)
+        self.running[task.job_id] = running
+        self.send("run", task=task.to_dict())
+        return running
+
+    async def listen(self, now: Callable[[], float]) -> None:
+        """Handle the worker's messages until its pipe ends; garbage counts as the end."""
+        while line := await self._line():
+            try:
+                self._handle(messages.decode(line), now)
+            except (ValueError, KeyError, TypeError):
+                log.error("worker sent garbage", extra={"pid": self.child.pid})
+                return
+
+    async def _line(self) -> bytes:
+        try:
+            return await self.child.reader.readline()
+        except (ValueError, OSError):  # ValueError: the line is longer than the limit
+            return b""
+
+    def _handle(self, message: dict[str, Any], now: Callable[[], float]) -> None:
+        kind = message["type"]
+        self.last_pong = now()
+        if kind == "ready":
+            self.state, self.device = State.READY, message["device"]
+            self.ready.set_result(None)
+        elif kind == "setup_failed":
+            self.ready.set_exception(_error(message))
+        elif kind == "progress":
+            running = self.running.get(message["job_id"])
+            if running and running.progress:
+                running.progress(str(message["stage"]), float(message["fraction"]))
+        elif kind in ("done", "failed"):
+            self._finish(message)
+            self.idle_since = now()
+
+    def _finish(self, message: dict[str, Any]) -> None:
+        running = self.running.pop(message["job_id"], None)
+        if running is None or running.done.done():
+            return
+        self.finished += 1
+        if message["type"] == "done":
+            running.done.set_result(None)
+        else:
+            running.done.set_exception(_error(message))
+
+    def bury(self, *, blame: bool = True) -> None:
+        """Mark the worker dead and tell every job it held; a job is to ``blame`` only where it was the only one."""
+        self.state = State.DEAD
+        alone = blame and len(self.running) == 1
+        for running in self.running.values():
+            if not running.done.done():
+                running.done.set_exception(WorkerDied(alone))
+        self.running.clear()
+
+
+def _error(message: dict[str, Any]) -> StenopoolError:
+    return by_code(message["code"], message["message"], message.get("hint"))

@@ -1,0 +1,93 @@
+"""How worker processes are made.
+
+Linux: from a forkserver that has imported the heavy packages once (a worker then starts in well under a second and shares
+those pages with the others); no model and no thread may exist in the forkserver (CTranslate2 is not fork-safe). macOS:
+``spawn``, because forking after Apple's frameworks have started is unsafe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+
+from app.pool import messages, worker
+from app.work import WorkerSetup
+
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
+
+class Child:
+    """A running worker process and its pipe, as the event loop sees it."""
+
+    def __init__(
+        self,
+        process: BaseProcess,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self.process = process
+        self.reader = reader
+        self.writer = writer
+        self._threads = threads
+        assert process.pid is not None
+        self.pid: int = process.pid
+
+    def kill(self) -> None:
+        """SIGKILL the worker and whatever it started."""
+        for send in (os.killpg, os.kill):  # the group may not exist yet
+            if self.process.is_alive():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    send(self.pid, signal.SIGKILL)
+
+    async def reap(self, timeout_s: float = 5.0) -> int | None:
+        """Close the pipe, wait for the end (killing where it is late) and return the exit code."""
+        self.writer.close()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self.process.join, timeout_s)
+        if self.process.is_alive():
+            self.kill()
+            await loop.run_in_executor(self._threads, self.process.join, timeout_s)
+        return self.process.exitcode
+
+
+class Spawner:
+    """Makes workers. Starting one blocks (the first waits for the forkserver's imports), so it happens in a thread."""
+
+    def __init__(self, preload: tuple[str, ...]) -> None:
+        self._context = multiprocessing.get_context(METHOD)
+        if METHOD == "forkserver":
+            self._context.set_forkserver_preload(list(preload))
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="spawn")
+
+    async def start(self, setup: WorkerSetup) -> Child:
+        """Start one worker process. Its ``ready`` message comes later, over the pipe."""
+        ours, theirs = socket.socketpair()
+        process = self._context.Process(target=worker.main, args=(theirs, setup.to_dict()), daemon=True)  # type: ignore[attr-defined]
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads, process.start)
+            ours.setblocking(False)
+            reader, writer = await asyncio.open_unix_connection(sock=ours, limit=messages.MAX_LINE)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return Child(process, reader, writer, self._threads)
+
+    def close(self) -> None:
+        """End the helper threads, and the forkserver with them."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        server = forkserver._forkserver
+        pid = getattr(server, "_forkserver_pid", None)
+        if METHOD == "forkserver" and pid is not None:
+            os.kill(pid, signal.SIGKILL)  # it may still be importing and would not notice for half a minute
+            server._stop()  # type: ignore[attr-defined]

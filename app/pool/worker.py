@@ -1,0 +1,143 @@
+"""The worker process: loads one model, then runs jobs in threads that share it, until it is told to stop.
+
+The main thread only reads the pipe, so that pings are answered while jobs compute. The pipe's end is the parent's end:
+when it closes, the process exits at once. Exits use ``os._exit``: libgomp and onnxruntime can deadlock in their own
+exit handlers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from setproctitle import setproctitle
+
+from app.errors import Cancelled, StenopoolError, WorkError
+from app.pool import messages
+from app.work import Task, WorkerSetup
+
+Report = Callable[[str, float], None]
+
+
+class Engine(Protocol):
+    """What an engine module's ``create(setup)`` returns."""
+
+    device: str
+
+    def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
+        """Run one task; call ``report(stage, fraction)`` after every batch and stop where ``cancelled()`` is true."""
+        ...
+
+
+def main(pipe: socket.socket, setup: dict[str, Any]) -> None:
+    """Entry of the process; never returns."""
+    code = 1
+    try:
+        _detach()
+        code = Worker(pipe, WorkerSetup.from_dict(setup)).serve()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _detach() -> None:
+    """Leave the terminal's group, be the first to go when memory runs out, and end with the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.setpgid(0, 0)
+    if sys.platform == "linux":
+        Path("/proc/self/oom_score_adj").write_text("900")
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+class Worker:
+    """One model, ``setup.streams`` jobs at once."""
+
+    def __init__(self, pipe: socket.socket, setup: WorkerSetup) -> None:
+        self._pipe = pipe
+        self._setup = setup
+        self._send_lock = threading.Lock()
+        self._cancelled: set[str] = set()
+        self._threads = ThreadPoolExecutor(setup.streams, thread_name_prefix="stream")
+        self._engine: Engine
+
+    def serve(self) -> int:
+        """Set up, then answer messages until ``stop`` or the end of the pipe; returns the exit code."""
+        setproctitle(f"stenopool worker {self._setup.model} loading")
+        try:
+            self._engine = importlib.import_module(self._setup.engine).create(self._setup)
+        except StenopoolError as error:
+            self._send("setup_failed", code=error.code, message=error.message, hint=error.hint)
+            return 2
+        setproctitle(f"stenopool worker {self._setup.model} {self._engine.device}")
+        self._send("ready", pid=os.getpid(), device=self._engine.device)
+        with self._pipe.makefile("rb") as lines:
+            for line in lines:
+                message = messages.decode(line)
+                if message["type"] == "stop":
+                    break
+                self._handle(message)
+        return 0
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "ping":
+            self._send("pong", n=message["n"])
+        elif kind == "run":
+            self._threads.submit(self._run, Task.from_dict(message["task"]))
+        elif kind == "cancel":
+            self._cancelled.add(message["job_id"])
+
+    def _run(self, task: Task) -> None:
+        job_id = task.job_id
+        try:
+            result = self._engine.transcribe(task, self._reporter(job_id), lambda: job_id in self._cancelled)
+            if job_id in self._cancelled:
+                raise Cancelled("The job was cancelled.")
+            write_durably(Path(task.result_path), json.dumps(result, ensure_ascii=False).encode())
+            self._send("done", job_id=job_id)
+        except StenopoolError as error:
+            self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
+        except Exception:
+            traceback.print_exc()
+            self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)
+        finally:
+            self._cancelled.discard(job_id)
+
+    def _reporter(self, job_id: str) -> Report:
+        return lambda stage, fraction: self._send("progress", job_id=job_id, stage=stage, fraction=round(fraction, 4))
+
+    def _send(self, kind: str, **values: Any) -> None:
+        try:
+            with self._send_lock:
+                self._pipe.sendall(messages.encode(kind, **values))
+        except OSError:
+            os._exit(3)  # the parent is gone
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there."""
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

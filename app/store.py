@@ -1,0 +1,212 @@
+"""Job rows in a database: SQLite by default, PostgreSQL by URL. Every change is committed when its call returns.
+
+A change of state is one conditional UPDATE, so of two callers who want the same change one gets it. ``attempts`` never
+goes down: it numbers the runs of a job, and a result that carries an older number is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from datetime import datetime
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    ColumnElement,
+    Connection,
+    Double,
+    Index,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    Text,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from app.database import Database, UtcDateTime, metadata
+from app.errors import StenopoolError
+from app.jobs import TRANSITIONS, Job, Status, TranscribeOptions
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("options", JSON, nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("forgiven", Integer, nullable=False, server_default="0"),
+    Column("duration_s", Double),
+    Column("started_at", UtcDateTime),
+    Column("finished_at", UtcDateTime),
+    Column("error_code", String(64)),
+    Column("error_message", Text),
+    Index("jobs_by_owner", "owner", "created_at"),
+    Index("jobs_by_status", "status"),
+)
+
+_JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
+
+Jobs = list[Job]
+
+
+class Store(Database):
+    """The job rows. Every method may raise what :class:`app.database.Database` lists; blocking, safe from any thread."""
+
+    def add(self, job: Job) -> None:
+        """Keep a new job.
+
+        Raises:
+            ValueError: the id is taken.
+        """
+        values = {field.name: getattr(job, field.name) for field in fields(job)}
+        with self.writing() as db:
+            db.execute(insert(jobs).values(values | {"options": job.options.to_dict(), "status": job.status.value}))
+
+    def get(self, job_id: str, owner: str | None = None) -> Job | None:
+        """The job, or None where there is none or it is not ``owner``'s (None: anyone's)."""
+        with self.reading() as db:
+            job = _one(db, job_id)
+        return None if job is None or owner not in (None, job.owner) else job
+
+    def start(self, job_id: str) -> Job | None:
+        """Begin the next attempt of a queued job; None where it is not queued (any more)."""
+        values = {"attempts": jobs.c.attempts + 1, "started_at": self.now()}
+        return self._move(job_id, Status.RUNNING, **values)
+
+    def finish(self, job_id: str, attempt: int, status: Status, *, error: StenopoolError | None = None) -> bool:
+        """End attempt number ``attempt``. False where that attempt is not the running one: drop its result then."""
+        if not status.final:
+            raise ValueError(f"{status.value} does not finish a job")
+        values = _ending(self.now(), error.code if error else None, error.message if error else None)
+        return self._move(job_id, status, *_attempt(attempt), **values) is not None
+
+    def requeue(self, job_id: str, attempt: int, *, charge: bool = True) -> bool:
+        """Put attempt number ``attempt`` back in line. Without ``charge`` :meth:`charged` does not count it."""
+        values = {"started_at": None, "forgiven": jobs.c.forgiven + (0 if charge else 1)}
+        return self._move(job_id, Status.QUEUED, *_attempt(attempt), **values) is not None
+
+    def cancel(self, job_id: str) -> bool:
+        """End a job that has not ended yet."""
+        return self._move(job_id, Status.CANCELLED, **_ending(self.now())) is not None
+
+    def charged(self, job_id: str) -> int:
+        """How many attempts count against the job: all but those that were requeued without charge."""
+        with self.reading() as db:
+            found = db.execute(select(jobs.c.attempts - jobs.c.forgiven).where(jobs.c.id == job_id)).scalar()
+        return found or 0
+
+    def interrupt_all(
+        self,
+        *,
+        code: str = "interrupted",
+        message: str = "The server was restarted before this job had ended.",
+        statuses: tuple[Status, ...] = (Status.QUEUED, Status.RUNNING),
+    ) -> Jobs:
+        """Fail what the last boot left behind, and say what that was (with its new state). Call before any work starts."""
+        left = jobs.c.status.in_([status.value for status in statuses if not status.final])
+        with self.writing() as db:
+            ids = list(db.execute(select(jobs.c.id).where(left).order_by(jobs.c.created_at).with_for_update()).scalars())
+            db.execute(update(jobs).where(left).values(status=Status.FAILED.value, **_ending(self.now(), code, message)))
+            return [job for job in (_one(db, job_id) for job_id in ids) if job is not None]
+
+    def set_duration(self, job_id: str, seconds: float) -> bool:
+        """Note the length of the audio, in seconds."""
+        with self.writing() as db:
+            return db.execute(update(jobs).where(jobs.c.id == job_id).values(duration_s=seconds)).rowcount == 1
+
+    def list(self, owner: str | None, status: Status | None = None, limit: int = 100, after: str | None = None) -> Jobs:
+        """At most ``limit`` jobs of ``owner`` (None: anyone's), newest first, from the one behind job ``after`` on.
+
+        The page behind a job that is not there is empty.
+        """
+        query = select(*_JOB_COLUMNS).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        if after is not None:
+            last = select(jobs.c.created_at).where(jobs.c.id == after).scalar_subquery()
+            query = query.where(or_(jobs.c.created_at < last, and_(jobs.c.created_at == last, jobs.c.id < after)))
+        if owner is not None:
+            query = query.where(jobs.c.owner == owner)
+        if status is not None:
+            query = query.where(jobs.c.status == status.value)
+        with self.reading() as db:
+            return [_job(row) for row in db.execute(query).mappings()]
+
+    def counts(self) -> dict[Status, int]:
+        """How many jobs are in each status; every status is there."""
+        with self.reading() as db:
+            found = db.execute(select(jobs.c.status, func.count()).group_by(jobs.c.status)).all()
+        return dict.fromkeys(Status, 0) | {Status(status): count for status, count in found}
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job, whatever its state."""
+        with self.writing() as db:
+            return db.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount == 1
+
+    def _move(self, job_id: str, status: Status, *conditions: ColumnElement[bool], **values: Any) -> Job | None:
+        allowed = [source.value for source, targets in TRANSITIONS.items() if status in targets]
+        row = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(allowed), *conditions)
+        with self.writing() as db:
+            moved = db.execute(row.values(status=status.value, **values)).rowcount == 1
+            return _one(db, job_id) if moved else None
+
+
+def _attempt(number: int) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.status == Status.RUNNING.value, jobs.c.attempts == number
+
+
+def _ending(moment: datetime, code: str | None = None, message: str | None = None) -> dict[str, Any]:
+    return {"finished_at": moment, "error_code": code, "error_message": message}
+
+
+def _one(db: Connection, job_id: str) -> Job | None:
+    row = db.execute(select(*_JOB_COLUMNS).where(jobs.c.id == job_id)).mappings().one_or_none()
+    return None if row is None else _job(row)
+
+
+def _job(row: RowMapping) -> Job:
+    return Job(**(dict(row) | {"options": TranscribeOptions.from_dict(row["options"]), "status": Status(row["status"])}))
+
+
+class AsyncStore:
+    """Calls a store's methods in order on one thread of its own, so that the event loop never waits for the disk.
+
+    ::
+
+        store = AsyncStore(Store(settings.store_url))
+        job = await store.run(store.sync.get, job_id, owner)
+
+    A caller that is cancelled while it waits does not know whether its call took place; it is never done by halves.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.sync = store
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+
+    async def run(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of ``method``, called on the store's thread; what it raises is raised here.
+
+        Raises:
+            RuntimeError: the store was closed.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(method, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Finish the calls that were made, then close every connection."""
+        await self.run(self.sync.close)
+        self._thread.shutdown()

@@ -1,0 +1,62 @@
+"""What crosses from the server to a worker process: plain values and paths, never audio and never pickles."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from app.jobs import TranscribeOptions
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker needs to start: one model on one device.
+
+    ``model_path`` is None where the model must be fetched (``repo``) into ``hub_dir`` first. ``streams`` jobs run at
+    once, each on ``threads`` threads, on one copy of the weights. ``engine`` names the module whose ``create`` builds
+    the engine.
+    """
+
+    model: str
+    engine: str
+    model_path: str | None
+    repo: str | None
+    aligner_path: str | None
+    hub_dir: str
+    models_dir: str | None
+    offline: bool
+    device: str
+    align_device: str
+    compute_type: str
+    streams: int
+    threads: int
+    batch_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> WorkerSetup:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``."""
+
+    job_id: str
+    attempt: int
+    pcm_path: str
+    result_path: str
+    options: TranscribeOptions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Task:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**data, "options": TranscribeOptions.from_dict(data["options"])})
