@@ -25,7 +25,7 @@ sinhalese si, castilian es, mandarin zh, jv jw, iw he, fil tl, nb no
 
 
 def _pairs(table: str) -> list[list[str]]:
-    return [entry.split(maxsplit=1) for entry in table.replace("\n", " ").split(",")]
+    return [entry.strip().split(maxsplit=1) for entry in table.split(",")]
 
 
 LANGUAGES: dict[str, str] = {code: name for code, name in _pairs(_TABLE)}  # noqa: C416 (the unpacking is the check)

@@ -38,7 +38,6 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = _own("API_KEYS", None, "Comma-separated API keys for simple deployments.")
     log_level: Literal["debug", "info", "warning", "error"] = _own("LOG_LEVEL", "info", "Least level that is logged.")
     shutdown_grace_s: float = _own("SHUTDOWN_GRACE_S", 25.0, "Seconds that running work may take after SIGTERM.", ge=0)
-    max_connections: int = _own("MAX_CONNECTIONS", 2000, "Open HTTP connections; above it the answer is 503.", ge=1)
 
     # -- places on disk
     data_dir: Path = _own("DATA_DIR", Path("data"), "Folder for everything the server writes.")

@@ -6,8 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from app.engine import preload  # noqa: F401, I001  (first: it sets the environment for the imports below)
-
 import numpy as np
 import torch
 

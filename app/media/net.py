@@ -26,6 +26,7 @@ from app.media.urls import Policy, Target, authority, check_url, resolve
 
 _READ = 256 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
+_PAGES = ("text/html", "application/xhtml+xml")
 _AGENT = b"stenopool/0.1"
 
 
@@ -146,11 +147,15 @@ def _header(answer: h11.Response, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in answer.headers if key == name), "")
 
 
+def _content_type(answer: h11.Response) -> str:
+    return _header(answer, b"content-type").split(";")[0].strip().lower()
+
+
 def _location(answer: h11.Response) -> str | None:
     """Where a redirect points, or None for an answer to keep.
 
     Raises:
-        DownloadFailed: any other status, or a compressed body (a bomb could hide in it).
+        DownloadFailed: any other status, a web page, or a compressed body (a bomb could hide in it).
     """
     status = answer.status_code
     if status in _REDIRECTS:
@@ -161,6 +166,8 @@ def _location(answer: h11.Response) -> str | None:
         raise DownloadFailed(f"The remote server answered with status {status}.", param="url")
     if _header(answer, b"content-encoding").strip().lower() not in ("", "identity"):
         raise DownloadFailed("The remote server compressed the file, which is not accepted.", param="url")
+    if _content_type(answer) in _PAGES:
+        raise DownloadFailed("The URL leads to a web page, not to a media file.", param="url")
     return None
 
 
@@ -173,7 +180,7 @@ async def _save(exchange: _Exchange, answer: h11.Response, target: Target, dst: 
     require_disk(dst.parent, expected, policy.reserve_mb)
     size = await _write_body(exchange, dst)
     name = unquote(urlsplit(target.url).path.rsplit("/", 1)[-1])
-    return Fetched(target, size, _header(answer, b"content-type").split(";")[0].strip().lower(), name)
+    return Fetched(target, size, _content_type(answer), name)
 
 
 async def _write_body(exchange: _Exchange, dst: Path) -> int:

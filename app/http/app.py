@@ -1,0 +1,89 @@
+"""The application: rooms wired together, errors in one shape, middleware in order."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
+from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
+from app.http.routes import router
+from app.keys import Key, KeyRing
+from app.pool.spawn import Spawner
+from app.pool.supervisor import Pool, PoolLimits
+from app.service import Service, worker_setup
+from app.settings import Settings
+from app.store import AsyncStore, Store
+from app.work import WorkerSetup
+
+ENGINE = "app.engine.pipeline"
+PRELOAD = ("app.engine.preload",)
+
+_DESCRIPTION = "A WhisperX transcription API that admits as much work as fits. Authorize with X-API-Key."
+
+
+def build_service(settings: Settings, engine: str = ENGINE, preload: tuple[str, ...] = PRELOAD) -> Service:
+    """The service with its store and pool; nothing is started yet."""
+
+    def setup_for(model: str) -> WorkerSetup:
+        return worker_setup(settings, model, engine)
+
+    limits = PoolLimits(
+        workers_per_model=settings.workers_per_model,
+        max_resident_models=settings.max_resident_models,
+        ping_interval_s=settings.ping_interval_s,
+        ping_timeout_s=settings.ping_timeout_s,
+        setup_timeout_s=settings.setup_timeout_s,
+    )
+    pool = Pool(Spawner(preload), setup_for, limits)
+    return Service(settings, AsyncStore(Store(settings.store_url)), pool)
+
+
+def create_app(settings: Settings, build: Callable[[Settings], Service] = build_service) -> ASGIApp:
+    """The ASGI application. ``build`` is called when the server starts, inside its event loop."""
+    ring: list[KeyRing] = []
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service = build(settings)
+        app.state.service = service
+        ring[:] = [KeyRing(service.store.sync, settings.configured_keys)]
+        try:
+            await service.start()
+            yield
+        finally:
+            await service.stop()
+
+    async def verify(plain: str) -> Key | None:
+        keys = ring[0]
+        return keys.known(plain) or await app.state.service.store.run(keys.verify, plain)
+
+    app = FastAPI(title="Stenopool", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app.include_router(router)
+    app.add_exception_handler(StenopoolError, _answer)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_http)
+    inner: ASGIApp = BodyMiddleware(app, settings)
+    return RequestMiddleware(AuthMiddleware(inner, verify))
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StenopoolError)
+    return ErrorResponse(error)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """What Starlette itself raises, in our shape."""
+    status = error.status_code if isinstance(error, HTTPException) else 422
+    ours: StenopoolError = InputError("The request is malformed.")
+    if status == 404:
+        ours = NotFound("There is no such route.")
+    elif status == 405:
+        ours = MethodNotAllowed(f"This route does not answer to {request.method}.")
+    return ErrorResponse(ours)

@@ -1,0 +1,230 @@
+"""Request bodies, streamed: fields into a dict, the one file into the job's folder. Nothing large is ever in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from io import BufferedWriter
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect, Request
+
+from app.errors import Cancelled, DiskFull, InputError
+from app.media.paths import require_disk
+
+MAX_FIELDS = 64
+MAX_FIELD_BYTES = 64 * 1024
+_WRITE_BYTES = 1024 * 1024
+_FORM, _MULTIPART, _JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
+
+
+@dataclass
+class Body:
+    """What a request carried: its fields (the query's too; the body's win) and the uploaded file, if any."""
+
+    fields: dict[str, str]
+    file: Path | None = None
+
+
+async def read_body(request: Request, folder: Path, reserve_mb: int) -> Body:
+    """Read a multipart, urlencoded, JSON or raw (the body is the file) request into ``folder``.
+
+    Raises:
+        InputError: malformed, or more than one file, or too many or too large fields.
+        DiskFull: the disk would be left with less than ``reserve_mb`` MB.
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = kind.decode("latin-1").lower()
+    sink = FileSink(folder / "upload", reserve_mb)
+    fields = dict(request.query_params)
+    try:
+        if content_type == _MULTIPART:
+            fields |= await _multipart(request, options.get(b"boundary"), sink)
+        elif content_type == _FORM:
+            text = (await _small(request)).decode("utf-8", "replace")
+            fields |= dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_FIELDS))
+        elif content_type == _JSON:
+            fields |= _json_fields(await _small(request))
+        else:
+            async for chunk in _stream(request):
+                await sink.write(chunk)
+    except ValueError as error:  # from parse_qsl: too many fields
+        raise InputError("The form has too many fields.") from error
+    finally:
+        await sink.close()
+    return Body(fields, sink.path if sink.opened else None)
+
+
+async def _stream(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect:
+        raise Cancelled("The client went away during the upload.") from None
+
+
+async def _small(request: Request) -> bytes:
+    body = b""
+    async for chunk in _stream(request):
+        body += chunk
+        if len(body) > MAX_FIELD_BYTES:
+            raise InputError("The form is too large; send the audio as a file.")
+    return body
+
+
+def _json_fields(body: bytes) -> dict[str, str]:
+    try:
+        data = json.loads(body)
+    except ValueError:
+        raise InputError("The body is not JSON.") from None
+    if not isinstance(data, dict) or any(isinstance(value, (dict, list)) for value in data.values()):
+        raise InputError("The body must be a flat JSON object of options.")
+    return {name: _json_text(value) for name, value in data.items() if value is not None}
+
+
+def _json_text(value: object) -> str:
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else str(value)
+
+
+class FileSink:
+    """Collects the bytes of one upload and writes them in large pieces, off the event loop."""
+
+    def __init__(self, path: Path, reserve_mb: int) -> None:
+        self.path = path
+        self._reserve_mb = reserve_mb
+        self._pending = bytearray()
+        self._file: BufferedWriter | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether anything was uploaded (an empty file counts only in a form)."""
+        return self._file is not None
+
+    def open(self) -> None:
+        """Make the file."""
+        if self._file is not None:
+            raise InputError("The form holds more than one file.", param="file")
+        self._file = open(self.path, "xb")  # noqa: SIM115  (closed by close())
+
+    def feed(self, data: bytes) -> None:
+        """Keep bytes for the next :meth:`flush`."""
+        self._pending += data
+
+    async def write(self, data: bytes) -> None:
+        """Take bytes of a raw upload."""
+        if data and self._file is None:
+            self.open()
+        self.feed(data)
+        await self.flush_if_large()
+
+    async def flush_if_large(self) -> None:
+        """Write out once enough has come together."""
+        if len(self._pending) >= _WRITE_BYTES:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        if self._file is not None and self._pending:
+            data, self._pending = bytes(self._pending), bytearray()
+            await asyncio.to_thread(self._write, self._file, data)
+
+    def _write(self, file: BufferedWriter, data: bytes) -> None:
+        require_disk(self.path.parent, len(data), self._reserve_mb)
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise DiskFull("The server ran out of disk space.") from error
+            raise
+
+    async def close(self) -> None:
+        """Write the rest and close."""
+        try:
+            await self._flush()
+        finally:
+            if self._file is not None:
+                self._file.close()
+
+
+@dataclass
+class _Part:
+    name: str = ""
+    is_file: bool = False
+    value: bytearray = field(default_factory=bytearray)
+
+
+class _Form:
+    """Callbacks of python-multipart's push parser; ``fields`` fills as the body comes in."""
+
+    def __init__(self, sink: FileSink) -> None:
+        self.fields: dict[str, str] = {}
+        self.ended = False
+        self._sink = sink
+        self._part = _Part()
+        self._header_name, self._header_value = bytearray(), bytearray()
+        self._disposition = b""
+
+    def on_part_begin(self) -> None:
+        self._part, self._disposition = _Part(), b""
+
+    def on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._part.name = options.get(b"name", b"").decode("utf-8", "replace").removesuffix("[]")
+        self._part.is_file = b"filename" in options
+        if self._part.is_file:
+            if self._part.name != "file":
+                raise InputError("The file belongs into the form field 'file'.", param=self._part.name[:64] or None)
+            self._sink.open()
+        elif len(self.fields) >= MAX_FIELDS:
+            raise InputError("The form has too many fields.")
+
+    def on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._part.is_file:
+            self._sink.feed(data[start:end])
+            return
+        self._part.value += data[start:end]
+        if len(self._part.value) > MAX_FIELD_BYTES:
+            raise InputError(f"The field {self._part.name[:64]!r} is too large.", param=self._part.name[:64])
+
+    def on_part_end(self) -> None:
+        if not self._part.is_file:
+            self.fields[self._part.name] = self._part.value.decode("utf-8", "replace")
+
+    def on_end(self) -> None:
+        self.ended = True
+
+
+async def _multipart(request: Request, boundary: bytes | None, sink: FileSink) -> dict[str, str]:
+    if not boundary or len(boundary) > 256:
+        raise InputError("The multipart body has no usable boundary.")
+    form = _Form(sink)
+    names = [name for name in dir(form) if name.startswith("on_")]
+    parser = MultipartParser(boundary, {name: getattr(form, name) for name in names})  # type: ignore[arg-type]
+    try:
+        async for chunk in _stream(request):
+            parser.write(chunk)
+            await sink.flush_if_large()
+        parser.finalize()
+    except FormParserError:
+        raise InputError("The multipart body is malformed.") from None
+    if not form.ended:
+        raise InputError("The multipart body ends too early.")
+    return form.fields

@@ -1,0 +1,184 @@
+"""What requests may say. Every option is checked here, and the errors name what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from app import catalogue
+from app.errors import InputError, StenopoolError, UnknownModel
+from app.jobs import TranscribeOptions, VadOptions
+from app.languages import parse_language
+from app.media.extract import ExtractOptions
+from app.service import Source
+
+P = TypeVar("P", bound=BaseModel)
+
+ResponseFormat = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
+
+
+class _Input(BaseModel):
+    """Where the audio comes from, beside an uploaded file."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    audio_file: str | None = Field(
+        None, description="A path inside the media folder, as /download and /extract-audio return it."
+    )
+    url: str | None = Field(None, max_length=2048, description="An http(s) address, or a page that a yt-dlp extractor knows.")
+
+
+class TranscribeParams(_Input):
+    """Options of ``POST /transcribe``."""
+
+    provider: Literal["local"] = Field("local", description="Who transcribes.")
+    model_size: str | None = Field(None, description="Name of the model; see GET /models.")
+    language: str | None = Field(None, description="Code or English name; detected when absent.")
+    task: Literal["transcribe", "translate"] = Field("transcribe", description="translate gives English text.")
+    response_format: ResponseFormat = Field("json", description="Form of the answer.")
+    word_timestamps: bool = Field(False, description="Start and end of each word, by forced alignment.")
+    initial_prompt: str | None = Field(None, max_length=2000, description="Text that precedes the audio: names, style.")
+    hotwords: str | None = Field(None, max_length=500, description="Words to expect.")
+    beam_size: int = Field(5, ge=1, le=10, description="Beams; 1 is greedy.")
+    temperature: float = Field(0.0, ge=0.0, le=1.0, description="0: beam search; above: sampling.")
+    vad_method: Literal["silero", "pyannote", "none"] = Field("silero", description="Finds the speech.")
+    vad_onset: float = Field(0.5, gt=0.0, lt=1.0, description="Probability above which speech begins.")
+    vad_offset: float = Field(0.363, gt=0.0, lt=1.0, description="Probability below which speech ends.")
+    vad_min_silence: float = Field(
+        0.5, ge=0.0, le=10.0, description="Shortest pause, in seconds, that ends a stretch of speech."
+    )
+    vad_speech_pad: float = Field(0.2, ge=0.0, le=2.0, description="Seconds added on both sides of speech.")
+    chunk_size: float = Field(30.0, ge=1.0, le=30.0, description="Longest window, in seconds, that is decoded at once.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _aliases(cls, data: Any) -> Any:
+        """``model`` means ``model_size``, as in other APIs."""
+        if isinstance(data, dict) and "model" in data and "model_size" not in data:
+            data = {**data, "model_size": data["model"]}
+            del data["model"]
+        return data
+
+    @field_validator("language", "model_size", "initial_prompt", "hotwords", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    def options(self, default_model: str) -> TranscribeOptions:
+        """What the job is asked for.
+
+        Raises:
+            UnknownModel, InputError: options that do not exist or do not go together.
+        """
+        model = self.model_size or default_model
+        spec = catalogue.MODELS.get(model)
+        if spec is None:
+            known = ", ".join(catalogue.MODELS)
+            raise UnknownModel(f"There is no model {model[:64]!r}. Allowed: {known}.", param="model_size")
+        language = parse_language(self.language) if self.language and self.language != "auto" else None
+        if spec.english_only and (language not in (None, "en") or self.task == "translate"):
+            raise InputError(f"The model {model!r} knows only English.", param="language" if language else "task")
+        if self.task == "translate" and self.word_timestamps:
+            raise InputError("A translation has no word times: its words were not spoken.", param="word_timestamps")
+        return TranscribeOptions(
+            model=model,
+            language="en" if spec.english_only else language,
+            task=self.task,
+            word_timestamps=self.word_timestamps,
+            initial_prompt=self.initial_prompt,
+            hotwords=self.hotwords,
+            beam_size=self.beam_size,
+            temperature=self.temperature,
+            vad=VadOptions(
+                method=self.vad_method,
+                onset=self.vad_onset,
+                offset=self.vad_offset,
+                min_silence_s=self.vad_min_silence,
+                speech_pad_s=self.vad_speech_pad,
+                chunk_s=self.chunk_size,
+            ),
+        )
+
+
+class ExtractParams(_Input):
+    """Options of ``POST /extract-audio``."""
+
+    format: Literal["wav", "mp3", "m4a", "flac", "opus"] = Field("wav", description="Form of the result.")
+    sample_rate: int | None = Field(None, description="Hz; as in the source when absent.")
+    channels: int | None = Field(None, description="As in the source when absent.")
+    start: float | None = Field(None, description="Seconds from the start of the source.")
+    end: float | None = Field(None, description="Seconds from the start of the source.")
+
+    def options(self) -> ExtractOptions:
+        """What is to be made.
+
+        Raises:
+            InputError: a value that the format does not take.
+        """
+        try:
+            return ExtractOptions(self.format, self.sample_rate, self.channels, self.start, self.end)
+        except InputError as error:
+            renamed = {"start_s": "start", "end_s": "end"}
+            raise InputError(error.message, param=renamed.get(error.param or "", error.param)) from None
+
+
+class DownloadParams(BaseModel):
+    """Options of ``POST /download``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(max_length=2048, description="An http(s) address, or a page that a yt-dlp extractor knows.")
+
+
+def parse(model: type[P], fields: dict[str, str]) -> P:
+    """``fields`` as checked options.
+
+    Raises:
+        InputError: the first thing that is wrong, with the field's name and the allowed values.
+    """
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])[:64]
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(model.model_fields)
+        raise InputError(f"There is no option {name!r}. Allowed: {known}.", param=name)
+    if first["type"] == "missing":
+        raise InputError(f"The option {name!r} is missing.", param=name)
+    raise InputError(f"{name}: {first['msg']}.", param=name)
+
+
+def source_of(params: _Input, uploaded: Any) -> Source:
+    """The one place where the audio comes from.
+
+    Raises:
+        InputError: none was given, or more than one.
+    """
+    given = [name for name, value in (("file", uploaded), ("audio_file", params.audio_file), ("url", params.url)) if value]
+    if len(given) != 1:
+        problem = "Two sources were given: " + " and ".join(given) if given else "There is no audio in the request"
+        raise InputError(f"{problem}. Send one of: a file, audio_file=, url=.", param=given[1] if given else "file")
+    return Source(uploaded, params.audio_file, params.url)
+
+
+def openapi_body(model: type[BaseModel], *, file: bool) -> dict[str, Any]:
+    """OpenAPI of a route that takes ``model`` as query or as form, with an optional file."""
+    schema = model.model_json_schema()
+    properties = schema.get("properties", {})
+    form = dict(properties)
+    if file:
+        form = {"file": {"type": "string", "format": "binary", "description": "The audio or video."}, **form}
+    query = [
+        {"name": name, "in": "query", "required": False, "description": detail.get("description", ""), "schema": detail}
+        for name, detail in properties.items()
+    ]
+    content = {"multipart/form-data": {"schema": {"type": "object", "properties": form}}}
+    return {"parameters": query, "requestBody": {"required": False, "content": content}}
+
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "description": "The one shape of every error.",
+    "content": {"application/json": {"example": StenopoolError().to_wire("2f6c0a9d1b7e4c55")}},
+}
