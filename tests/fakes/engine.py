@@ -1,0 +1,98 @@
+"""An engine whose behaviour the job chooses: ``initial_prompt`` holds a command.
+
+``echo`` answers with the PCM's bytes, ``sleep:S`` computes for S seconds (cancellable), ``hang`` never looks at its
+cancel flag, ``stop`` freezes the whole process, ``kill`` ends it, ``kill-once:FILE`` ends it the first time, ``fail`` raises,
+``refuse`` raises one of our errors, ``garbage`` writes nonsense into the pipe. Model names choose set-up behaviour.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.errors import Cancelled, ModelUnavailable, NotMedia
+from app.work import Task, WorkerSetup
+
+
+def create(setup: WorkerSetup) -> FakeEngine:
+    if setup.model == "tiny":
+        raise ModelUnavailable("not here", hint="none")
+    if setup.model == "base":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if setup.model == "small":
+        time.sleep(3600)
+    return FakeEngine()
+
+
+class FakeEngine:
+    device = "cpu"
+
+    def transcribe(self, task: Task, report: Callable[[str, float], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
+        report("transcribe", 0.5)
+        command, _, argument = (task.options.initial_prompt or "echo").partition(":")
+        getattr(self, f"_{command.replace('-', '_')}")(argument, cancelled)
+        return {
+            "task": "transcribe",
+            "model": task.options.model,
+            "language": "en",
+            "language_probability": 1.0,
+            "duration": 1.0,
+            "segments": [_segment(Path(task.pcm_path).read_bytes()[:64].hex())],
+        }
+
+    def _echo(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        pass
+
+    def _sleep(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        end = time.monotonic() + float(argument)
+        while time.monotonic() < end:
+            if cancelled():
+                raise Cancelled("cancelled")
+            time.sleep(0.01)
+
+    def _hang(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        time.sleep(3600)
+
+    def _stop(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def _kill(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _kill_once(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        if not Path(argument).exists():
+            Path(argument).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _fail(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        raise RuntimeError("secret detail")
+
+    def _refuse(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        raise NotMedia("refused")
+
+    def _garbage(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        for fd in range(3, 64):  # the pipe is one of these
+            try:
+                if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+                    os.write(fd, b"\xff not json\n")
+            except OSError:
+                continue
+        time.sleep(3600)
+
+
+def _segment(text: str) -> dict[str, Any]:
+    return {
+        "id": 0,
+        "start": 0.0,
+        "end": 1.0,
+        "text": text,
+        "tokens": [],
+        "temperature": 0.0,
+        "avg_logprob": -0.1,
+        "compression_ratio": 1.0,
+        "no_speech_prob": 0.0,
+    }

@@ -1,0 +1,111 @@
+"""A real server process for tests: ``python main.py`` with settings of the test's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+KEY = "integration-test-key-0123456789"
+OTHER_KEY = "another-key-of-somebody-else-42"
+
+
+@dataclass
+class Server:
+    """A running server: its address, data folder, process, and a client that sends the key."""
+
+    url: str
+    data: Path
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def workers(self) -> list[psutil.Process]:
+        """Its worker processes that have loaded their model."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [child for child in children if _title(child).startswith("stenopool worker") and "loading" not in _title(child)]
+
+    def wait_ready(self, timeout_s: float = 120.0) -> float:
+        """Seconds until /ready says yes."""
+        began = time.monotonic()
+        while time.monotonic() - began < timeout_s:
+            try:
+                if self.client.get("/ready").status_code == 200:
+                    return time.monotonic() - began
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, self.log.read_text()[-4000:]
+            time.sleep(0.05)
+        raise AssertionError(f"not ready after {timeout_s} s: {self.log.read_text()[-4000:]}")
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(folder: Path, **settings: str) -> Iterator[Server]:
+    """Start a server with its data in ``folder``; at the end SIGTERM, and nothing of it may be left."""
+    port = free_port()
+    log = folder / "server.log"
+    own = {
+        "PORT": str(port),
+        "STENOPOOL_DATA_DIR": str(folder / "data"),
+        "STENOPOOL_API_KEYS": f"{KEY},{OTHER_KEY}",
+        "STENOPOOL_WARM_MODELS": "demo",
+        "STENOPOOL_OFFLINE": "1",
+        "STENOPOOL_SHUTDOWN_GRACE_S": "5",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STENOPOOL_")}
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "main.py"], cwd=ROOT, env={**inherited, **own, **settings}, stdout=output, stderr=output
+        )
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=120, trust_env=False)
+    server = Server(f"http://127.0.0.1:{port}", folder / "data", process, client, log)
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        client.close()
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
+    """SIGTERM; the server and all its children must be gone in time."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(timeout_s)
+    finally:
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(family, timeout=5)
+        for child in alive:
+            child.kill()
+    assert not alive, f"left behind: {[_title(child) for child in alive]}"
