@@ -1,7 +1,7 @@
 """The models that may be named, and where each lies. No model is loaded here.
 
 The RAM figures of the real models are those of the guide this project follows (decimal GB for one loaded instance); the
-repositories and their pinned revisions are what faster-whisper itself would fetch.
+repositories are those that faster-whisper itself would fetch from.
 """
 
 from __future__ import annotations
@@ -60,6 +60,9 @@ def local_path(name: str, settings: Settings) -> Path | None:
 
     Looked for in this order: the demo folder, ``STENOPOOL_MODELS_DIR/<name>``,
     ``STENOPOOL_MODELS_DIR/faster-whisper-<name>``, the hub cache under ``STENOPOOL_DATA_DIR``.
+
+    Raises:
+        KeyError: there is no such model.
     """
     for folder in _candidates(name, settings):
         if (folder / "model.bin").is_file() and (folder / "config.json").is_file():

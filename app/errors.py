@@ -25,6 +25,7 @@
     └── WorkError                        500  engine_failed        the request was fine, the work was not
         ├── WorkerLost                   500  worker_lost
         ├── DeadlineExceeded             504  deadline_exceeded
+        ├── Interrupted                  503  interrupted
         └── Cancelled                    499  cancelled
 
 A message is written for the caller. It never holds a path, a traceback or a tool's output; whoever raises puts
@@ -242,6 +243,15 @@ class DeadlineExceeded(WorkError):
 
     code = "deadline_exceeded"
     status = 504
+
+
+class Interrupted(WorkError):
+    """The server was restarted before the work had ended."""
+
+    code = "interrupted"
+    status = 503
+    retryable = True
+    default_hint = "Send the request again."
 
 
 class Cancelled(WorkError):

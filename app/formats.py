@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
@@ -87,8 +86,8 @@ def _segment(data: dict[str, Any]) -> Segment:
     return Segment(**(_known(Segment, data) | {"tokens": tuple(data.get("tokens", ())), "words": words}))
 
 
-def _known(cls: type, data: dict[str, Any]) -> dict[str, Any]:
-    return {field.name: data[field.name] for field in fields(cls) if field.name in data}
+def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in cls.__dataclass_fields__ if name in data}
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def timed_words(segment: Segment) -> list[Word]:
             continue
         start, end = _span(word.start, word.end)
         done += _spread(waiting, done[-1].end if done else min(begin, start), start)
-        done.append(replace(word, start=start, end=end))
+        done.append(Word(word.word, start, end, word.score))
         waiting = []
     return done + _spread(waiting, done[-1].end if done else begin, finish)
 
@@ -138,7 +137,7 @@ def timed_words(segment: Segment) -> list[Word]:
 def _spread(words: list[Word], start: float | None, end: float) -> list[Word]:
     start = start or 0.0
     step = max(0.0, end - start) / max(1, len(words))
-    return [replace(w, start=start + i * step, end=start + (i + 1) * step, score=None) for i, w in enumerate(words)]
+    return [Word(word.word, start + i * step, start + (i + 1) * step) for i, word in enumerate(words)]
 
 
 def _span(start: float, end: float) -> tuple[float, float]:
@@ -173,9 +172,9 @@ def _verbose_json(transcript: Transcript, words: bool) -> str:
 
 
 def _segment_json(segment: Segment, words: bool) -> dict[str, Any]:
-    values = {field.name: getattr(segment, field.name) for field in fields(segment) if field.name not in {"id", "words"}}
+    values = {name: value for name, value in vars(segment).items() if name not in {"id", "words"}}
     if words:
-        values["words"] = [asdict(word) | {"word": word.word.strip()} for word in timed_words(segment)]
+        values["words"] = [vars(word) | {"word": word.word.strip()} for word in timed_words(segment)]
     # seek counts feature frames of 10 ms.
     return {"id": segment.id, "seek": int(_span(segment.start, segment.end)[0] * 100)} | values
 
@@ -239,8 +238,8 @@ def _cues(transcript: Transcript, words: bool) -> list[Cue]:
     """Start, end and the lines of every cue that has text, by time."""
     cues: list[Cue] = []
     for segment in transcript.segments:
-        spoken = [replace(word, word=_plain(word.word)) for word in timed_words(segment)] if words else []
-        spoken = [word for word in spoken if word.word]
+        spoken = timed_words(segment) if words else []
+        spoken = [Word(text, word.start, word.end) for word in spoken if (text := _plain(word.word))]
         if spoken:
             cues += _split(spoken, transcript.separator)
         elif text := _plain(segment.text):
@@ -250,41 +249,33 @@ def _cues(transcript: Transcript, words: bool) -> list[Cue]:
 
 def _split(words: list[Word], separator: str) -> Iterator[Cue]:
     """Cues that end before the word that would make them too long to read: in lines, or in seconds."""
-    held: list[Word] = []
-    for word in words:
-        if held and not _fits([*held, word], separator):
-            yield _cue(held, separator)
-            held = []
-        held.append(word)
-    yield _cue(held, separator)
-
-
-def _fits(words: list[Word], separator: str) -> bool:
-    start, end, lines = _cue(words, separator)
-    return len(lines) <= CUE_LINES and end - start <= CUE_SECONDS
-
-
-def _cue(words: list[Word], separator: str) -> Cue:
-    start = words[0].start or 0.0
-    return start, max(start, *(word.end or 0.0 for word in words)), _lines(words, separator)
-
-
-def _lines(words: list[Word], separator: str) -> list[str]:
-    lines = [words[0].word]
+    cue = _single(words[0])
     for word in words[1:]:
-        longer = f"{lines[-1]}{separator}{word.word}"
-        if len(longer) <= LINE_CHARACTERS:
-            lines[-1] = longer
-        else:
-            lines.append(word.word)
-    return lines
+        longer = _longer(cue, word, separator)
+        if longer is None:
+            yield cue
+        cue = longer or _single(word)
+    yield cue
+
+
+def _single(word: Word) -> Cue:
+    return word.start or 0.0, word.end or 0.0, [word.word]
+
+
+def _longer(cue: Cue, word: Word, separator: str) -> Cue | None:
+    start, end, (*above, last) = cue
+    end = max(end, word.end or 0.0)
+    line = f"{last}{separator}{word.word}"
+    lines = [*above, line] if len(line) <= LINE_CHARACTERS else [*above, last, word.word]
+    return (start, end, lines) if len(lines) <= CUE_LINES and end - start <= CUE_SECONDS else None
 
 
 def _plain(text: str) -> str:
     """``text`` on one line: runs of white space become one space, control characters go."""
-    visible = (c if c.isspace() or unicodedata.category(c) != "Cc" else "" for c in text)
-    return " ".join("".join(visible).split())
+    return " ".join(text.translate(_CONTROLS).split())
 
+
+_CONTROLS = dict.fromkeys(code for code in (*range(0x20), *range(0x7F, 0xA0)) if not chr(code).isspace())
 
 _RENDERERS: dict[str, tuple[Callable[[Transcript, bool], str], str]] = {
     "json": (_json, "application/json"),

@@ -172,10 +172,10 @@ class Service:
             await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
             raise
         except StenopoolError as error:
-            await self._fail(job, error)
+            await self.store.run(self.store.sync.fail, job.id, error)
             raise
         except Exception:
-            await self._fail(job, StenopoolError())
+            await self.store.run(self.store.sync.fail, job.id, StenopoolError())
             raise
 
     async def extract_audio(self, owner: str, folder: Path, source: Source, options: ExtractOptions) -> tuple[str, Extracted]:
@@ -257,15 +257,6 @@ class Service:
         if not await self.store.run(self.store.sync.finish, job_id, attempt, Status.SUCCEEDED):
             raise Cancelled("The job was cancelled.")
         return transcript
-
-    async def _fail(self, job: Job, error: StenopoolError) -> None:
-        now = await self.store.run(self.store.sync.get, job.id)
-        if now is None or now.status.final:
-            return
-        if now.status is Status.QUEUED:  # it failed before a worker saw it
-            now = await self.store.run(self.store.sync.start, job.id)
-        if now is not None:
-            await self.store.run(self.store.sync.finish, job.id, now.attempts, Status.FAILED, error=error)
 
 
 def _sweep(jobs_dir: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 Names = Annotated[tuple[str, ...], NoDecode]
-Ports = Annotated[tuple[int, ...], NoDecode]
+Ports = Annotated[tuple[Annotated[int, Field(ge=1, le=65535)], ...], NoDecode]
 
 
 def _named(env: str, default: Any, help_text: str, **bounds: Any) -> Any:
@@ -43,8 +43,8 @@ class Settings(BaseSettings):
     data_dir: Path = _own("DATA_DIR", Path("data"), "Folder for everything the server writes.")
     media_path: Path | None = _own("MEDIA_DIR", None, "Folder that audio_file= is relative to. Default: DATA_DIR/media.")
     models_dir: Path | None = _own("MODELS_DIR", None, "Folder of CTranslate2 models, one sub-folder per name.")
-    database_url: str | None = _named("DATABASE_URL", None, "SQLAlchemy URL. Default: SQLite inside DATA_DIR.")
-    redis_url: str | None = _named("REDIS_URL", None, "Redis for several machines. Not used yet.")
+    database_url: SecretStr | None = _named("DATABASE_URL", None, "SQLAlchemy URL. Default: SQLite inside DATA_DIR.")
+    redis_url: SecretStr | None = _named("REDIS_URL", None, "Redis for several machines. Not used yet.")
     disk_reserve_mb: int = _own("DISK_RESERVE_MB", 512, "Free disk below which uploads are refused with 507.", ge=0)
 
     # -- the model
@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     @cached_property
     def store_url(self) -> str:
         """SQLAlchemy URL of the job store."""
-        return self.database_url or f"sqlite:///{(self.data_dir / 'stenopool.db').resolve()}"
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{(self.data_dir / 'stenopool.db').resolve()}"
 
     @cached_property
     def cores(self) -> int:

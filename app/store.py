@@ -97,6 +97,10 @@ class Store(Database):
         values = _ending(self.now(), error.code if error else None, error.message if error else None)
         return self._move(job_id, status, *_attempt(attempt), **values) is not None
 
+    def fail(self, job_id: str, error: StenopoolError) -> bool:
+        """End a job that has not ended yet with ``error``, whether an attempt was made or not."""
+        return self._move(job_id, Status.FAILED, **_ending(self.now(), error.code, error.message)) is not None
+
     def requeue(self, job_id: str, attempt: int, *, charge: bool = True) -> bool:
         """Put attempt number ``attempt`` back in line. Without ``charge`` :meth:`charged` does not count it."""
         values = {"started_at": None, "forgiven": jobs.c.forgiven + (0 if charge else 1)}

@@ -15,8 +15,9 @@ from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.http.routes import router
 from app.keys import Key, KeyRing
+from app.pool.lane import PoolLimits
 from app.pool.spawn import Spawner
-from app.pool.supervisor import Pool, PoolLimits
+from app.pool.supervisor import Pool
 from app.service import Service, worker_setup
 from app.settings import Settings
 from app.store import AsyncStore, Store

@@ -13,111 +13,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-from app.errors import Cancelled, DeadlineExceeded, NotReady, StenopoolError, WorkerLost
-from app.pool.handle import Handle, Progress, Running, State, WorkerDied
+from app.errors import Cancelled, NotReady, StenopoolError, WorkerLost
+from app.pool.handle import Handle, State
+from app.pool.lane import Lane, PoolLimits, Waiter
+from app.pool.slot import Slot
 from app.pool.spawn import Spawner
-from app.work import Task, WorkerSetup
+from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.pool")
 
-CANCEL_GRACE_S = 5.0
 MAX_BACKOFF_S = 30.0
 MAX_SETUP_DEATHS = 3
-
-
-@dataclass(frozen=True)
-class PoolLimits:
-    """Seconds and counts; see :mod:`app.settings` for their meaning."""
-
-    workers_per_model: int = 1
-    max_resident_models: int = 2
-    ping_interval_s: float = 2.0
-    ping_timeout_s: float = 15.0
-    setup_timeout_s: float = 900.0
-
-
-@dataclass(eq=False)
-class _Waiter:
-    solo: bool
-    granted: asyncio.Future[Handle]
-
-
-@dataclass(eq=False)
-class _Lane:
-    """Everything about one model."""
-
-    setup: WorkerSetup
-    waiting: deque[_Waiter] = field(default_factory=deque)
-    workers: list[Handle] = field(default_factory=list)
-    starting: int = 0
-    deaths: int = 0
-    not_before: float = 0.0
-    keep_warm: bool = False
-    last_used: float = 0.0
-
-    @property
-    def idle(self) -> bool:
-        return not self.waiting and not self.starting and all(worker.load == 0 for worker in self.workers)
-
-
-class Slot:
-    """The right to run one job in one worker. Use as a context manager."""
-
-    def __init__(self, pool: Pool, lane: _Lane, handle: Handle, solo: bool) -> None:
-        self._pool, self._lane, self._handle, self._solo = pool, lane, handle, solo
-        self._held = True
-
-    def __enter__(self) -> Slot:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._give_up()
-        if self._solo:
-            self._handle.exclusive = False
-        self._pool._pump(self._lane)
-
-    def _give_up(self) -> None:
-        if self._held:
-            self._held = False
-            self._handle.reserved -= 1
-
-    async def run(self, task: Task, timeout_s: float, progress: Progress | None = None) -> None:
-        """Run one attempt; when it returns, the result file is on disk.
-
-        Raises:
-            WorkerDied: the process ended; the job may be tried again.
-            DeadlineExceeded: it ran for more than ``timeout_s`` seconds (its worker was killed).
-            StenopoolError: what the engine said of the job.
-        """
-        handle = self._handle
-        self._give_up()
-        if handle.state is State.DEAD:
-            raise WorkerDied(alone=False)
-        running = handle.begin(task, progress)
-        try:
-            await asyncio.wait_for(asyncio.shield(running.done), timeout_s)
-        except asyncio.TimeoutError:
-            self._pool._kill(handle, f"job {task.job_id} ran over its deadline", culprit=task.job_id)
-            raise DeadlineExceeded("The transcription took longer than it may.") from None
-        except asyncio.CancelledError:
-            await self._cancel(running)
-            raise
-
-    async def _cancel(self, running: Running) -> None:
-        """Ask the worker to stop at its next batch; kill it where it does not."""
-        handle, job_id = self._handle, running.task.job_id
-        handle.send("cancel", job_id=job_id)
-        try:
-            await asyncio.wait_for(asyncio.shield(running.done), CANCEL_GRACE_S)
-        except asyncio.TimeoutError:
-            self._pool._kill(handle, f"job {job_id} did not stop", culprit=job_id)
-        except (StenopoolError, WorkerDied):
-            return
 
 
 class Pool:
@@ -131,7 +40,7 @@ class Pool:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spawner, self._setup_for, self._limits, self._now = spawner, setup_for, limits, now
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -141,7 +50,7 @@ class Pool:
         """Start the workers of ``model`` now and keep them."""
         lane = self._lane(model)
         lane.keep_warm = True
-        self._pump(lane)
+        self.pump(lane)
 
     async def acquire(self, model: str, *, solo: bool = False, front: bool = False) -> Slot:
         """Wait in line for a place in a worker of ``model``.
@@ -153,9 +62,9 @@ class Pool:
         if self._closed:
             raise NotReady("The server is shutting down.")
         lane = self._lane(model)
-        waiter = _Waiter(solo, asyncio.get_running_loop().create_future())
+        waiter = Waiter(solo, asyncio.get_running_loop().create_future())
         (lane.waiting.appendleft if front else lane.waiting.append)(waiter)
-        self._pump(lane)
+        self.pump(lane)
         try:
             handle = await waiter.granted
         except asyncio.CancelledError:
@@ -189,7 +98,7 @@ class Pool:
             self._fail_waiting(lane, NotReady("The server is shutting down."))
             for handle in lane.workers:
                 handle.send("stop")
-                self._kill(handle, "the pool closes")
+                self.kill(handle, "the pool closes")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -197,12 +106,12 @@ class Pool:
 
     # -- the line
 
-    def _lane(self, model: str) -> _Lane:
+    def _lane(self, model: str) -> Lane:
         if model not in self._lanes:
-            self._lanes[model] = _Lane(self._setup_for(model))
+            self._lanes[model] = Lane(self._setup_for(model))
         return self._lanes[model]
 
-    def _pump(self, lane: _Lane) -> None:
+    def pump(self, lane: Lane) -> None:
         """Hand free places to those who wait, in order, and start workers that are missing."""
         if self._closed:
             return
@@ -215,7 +124,7 @@ class Pool:
             self._grant(lane, waiter, min(free, key=lambda w: w.load))
         self._refill(lane)
 
-    def _grant(self, lane: _Lane, waiter: _Waiter, handle: Handle) -> None:
+    def _grant(self, lane: Lane, waiter: Waiter, handle: Handle) -> None:
         if waiter.granted.done():
             return
         handle.reserved += 1
@@ -223,14 +132,14 @@ class Pool:
         lane.last_used = self._now()
         waiter.granted.set_result(handle)
 
-    def _withdraw(self, lane: _Lane, waiter: _Waiter) -> None:
+    def _withdraw(self, lane: Lane, waiter: Waiter) -> None:
         if waiter in lane.waiting:
             lane.waiting.remove(waiter)
         elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
             Slot(self, lane, waiter.granted.result(), waiter.solo).__exit__()
-        self._pump(lane)
+        self.pump(lane)
 
-    def _fail_waiting(self, lane: _Lane, error: StenopoolError) -> None:
+    def _fail_waiting(self, lane: Lane, error: StenopoolError) -> None:
         while lane.waiting:
             waiter = lane.waiting.popleft()
             if not waiter.granted.done():
@@ -238,7 +147,7 @@ class Pool:
 
     # -- the workers
 
-    def _refill(self, lane: _Lane) -> None:
+    def _refill(self, lane: Lane) -> None:
         wanted = self._limits.workers_per_model if (lane.waiting or lane.keep_warm) else 0
         missing = wanted - len(lane.workers) - lane.starting
         if missing <= 0:
@@ -250,7 +159,7 @@ class Pool:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _evict_for(self, lane: _Lane) -> None:
+    def _evict_for(self, lane: Lane) -> None:
         """End idle workers of other models, least recently used first; only a process's end gives memory back."""
         resident = [other for other in self._lanes.values() if other is not lane and other.workers]
         surplus = len(resident) + 1 - self._limits.max_resident_models
@@ -258,9 +167,9 @@ class Pool:
         for other in idle[: max(0, surplus)]:
             other.keep_warm = False
             for handle in other.workers:
-                self._kill(handle, f"evicted for {lane.setup.model}")
+                self.kill(handle, f"evicted for {lane.setup.model}")
 
-    async def _live(self, lane: _Lane) -> None:
+    async def _live(self, lane: Lane) -> None:
         """One worker's whole life; its end starts the next one where one is wanted."""
         handle: Handle | None = None
         watchdog: asyncio.Task[None] | None = None
@@ -283,7 +192,7 @@ class Pool:
                 await self._end(lane, handle, watchdog)
         self._after_death(lane, handle, error)
 
-    async def _end(self, lane: _Lane, handle: Handle, watchdog: asyncio.Task[None] | None) -> None:
+    async def _end(self, lane: Lane, handle: Handle, watchdog: asyncio.Task[None] | None) -> None:
         lane.workers.remove(handle)
         handle.bury()
         handle.child.kill()
@@ -292,7 +201,7 @@ class Pool:
         code = await asyncio.shield(handle.child.reap())
         log.warning("worker ended", extra={"model": handle.model, "pid": handle.child.pid, "exit_code": code})
 
-    def _after_death(self, lane: _Lane, handle: Handle | None, error: StenopoolError | None) -> None:
+    def _after_death(self, lane: Lane, handle: Handle | None, error: StenopoolError | None) -> None:
         """Back off where workers die without finishing anything; give up on a model that cannot be set up."""
         useful = handle is not None and handle.finished > 0
         lane.deaths = 0 if useful else lane.deaths + 1
@@ -304,21 +213,21 @@ class Pool:
         if error is not None:
             lane.keep_warm = False
             self._fail_waiting(lane, error)
-        self._pump(lane)
+        self.pump(lane)
 
-    async def _watch(self, lane: _Lane, handle: Handle) -> None:
+    async def _watch(self, lane: Lane, handle: Handle) -> None:
         """Deadline for set-up, then pings until the worker's end."""
         try:
             await asyncio.wait_for(asyncio.shield(handle.ready), self._limits.setup_timeout_s)
         except asyncio.TimeoutError:
-            self._kill(handle, "set-up took too long")
+            self.kill(handle, "set-up took too long")
             return
         except StenopoolError:
             return
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
-        self._pump(lane)
+        self.pump(lane)
         await self._ping(handle)
-        self._kill(handle, "no answer to pings")
+        self.kill(handle, "no answer to pings")
 
     async def _ping(self, handle: Handle) -> None:
         """Return when pings stay unanswered. Counted in pings, so that a paused server does not kill healthy workers."""
@@ -329,7 +238,7 @@ class Pool:
             await asyncio.sleep(self._limits.ping_interval_s)
             missed = 0 if handle.last_pong >= sent_at else missed + 1
 
-    def _kill(self, handle: Handle, reason: str, culprit: str | None = None) -> None:
+    def kill(self, handle: Handle, reason: str, culprit: str | None = None) -> None:
         """SIGKILL. Jobs other than ``culprit`` see :class:`WorkerDied` and are tried again."""
         log.warning("killing worker: %s", reason, extra={"model": handle.model, "pid": handle.child.pid})
         running = handle.running.pop(culprit, None) if culprit else None

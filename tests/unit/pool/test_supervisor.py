@@ -15,8 +15,9 @@ import pytest
 from app.errors import DeadlineExceeded, ModelUnavailable, NotMedia, NotReady, WorkerLost, WorkError
 from app.jobs import TranscribeOptions
 from app.pool.handle import WorkerDied
+from app.pool.lane import PoolLimits
 from app.pool.spawn import Spawner
-from app.pool.supervisor import Pool, PoolLimits
+from app.pool.supervisor import Pool
 from app.work import Task, WorkerSetup
 
 LIMITS = PoolLimits(ping_interval_s=0.1, ping_timeout_s=0.5, setup_timeout_s=20.0)
@@ -198,7 +199,7 @@ async def test_cancelled_job_stops_at_its_next_batch_and_the_worker_lives_on(
 async def test_cancelled_job_that_does_not_stop_is_killed(
     make_pool: Callable[..., Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.pool.supervisor.CANCEL_GRACE_S", 0.2)
+    monkeypatch.setattr("app.pool.slot.CANCEL_GRACE_S", 0.2)
     run = Runner(make_pool(), tmp_path)
     began = asyncio.Event()
     job = asyncio.create_task(run("hang", began=began))

@@ -1,0 +1,78 @@
+"""The right to run one job in one worker."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from app.errors import DeadlineExceeded, StenopoolError
+from app.pool.handle import Handle, Progress, Running, State, WorkerDied
+from app.pool.lane import Lane
+from app.work import Task
+
+CANCEL_GRACE_S = 5.0
+
+
+class Host(Protocol):
+    """What a slot needs of its pool."""
+
+    def pump(self, lane: Lane) -> None:
+        """Hand free places to those who wait."""
+
+    def kill(self, handle: Handle, reason: str, culprit: str | None = None) -> None:
+        """End a worker; its jobs other than ``culprit`` see :class:`WorkerDied`."""
+
+
+class Slot:
+    """The right to run one job in one worker. Use as a context manager."""
+
+    def __init__(self, host: Host, lane: Lane, handle: Handle, solo: bool) -> None:
+        self._host, self._lane, self._handle, self._solo = host, lane, handle, solo
+        self._held = True
+
+    def __enter__(self) -> Slot:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_up()
+        if self._solo:
+            self._handle.exclusive = False
+        self._host.pump(self._lane)
+
+    def _give_up(self) -> None:
+        if self._held:
+            self._held = False
+            self._handle.reserved -= 1
+
+    async def run(self, task: Task, timeout_s: float, progress: Progress | None = None) -> None:
+        """Run one attempt; when it returns, the result file is on disk.
+
+        Raises:
+            WorkerDied: the process ended; the job may be tried again.
+            DeadlineExceeded: it ran for more than ``timeout_s`` seconds (its worker was killed).
+            StenopoolError: what the engine said of the job.
+        """
+        handle = self._handle
+        self._give_up()
+        if handle.state is State.DEAD:
+            raise WorkerDied(alone=False)
+        running = handle.begin(task, progress)
+        try:
+            await asyncio.wait_for(asyncio.shield(running.done), timeout_s)
+        except asyncio.TimeoutError:
+            self._host.kill(handle, f"job {task.job_id} ran over its deadline", culprit=task.job_id)
+            raise DeadlineExceeded("The transcription took longer than it may.") from None
+        except asyncio.CancelledError:
+            await self._cancel(running)
+            raise
+
+    async def _cancel(self, running: Running) -> None:
+        """Ask the worker to stop at its next batch; kill it where it does not."""
+        handle, job_id = self._handle, running.task.job_id
+        handle.send("cancel", job_id=job_id)
+        try:
+            await asyncio.wait_for(asyncio.shield(running.done), CANCEL_GRACE_S)
+        except asyncio.TimeoutError:
+            self._host.kill(handle, f"job {job_id} did not stop", culprit=job_id)
+        except (StenopoolError, WorkerDied):
+            return
