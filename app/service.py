@@ -17,7 +17,7 @@ from pathlib import Path
 
 from app import catalogue
 from app.admission.controller import Gate, Place
-from app.errors import Cancelled, NotReady, StenopoolError, WorkerLost
+from app.errors import Cancelled, DeadlineExceeded, NotReady, StenopoolError, WorkerLost
 from app.formats import Transcript
 from app.jobs import Job, Status, TranscribeOptions, new_id
 from app.media.decode import Decoded, decode
@@ -163,10 +163,10 @@ class Service:
         await self.store.run(self.store.sync.add, job)
         try:
             input_file = await self._fetch(owner, folder, source)
-            async with self._prepared:
+            async with self._waiting(self._prepared):
                 decoded = await self._decode(input_file, folder)
                 await self.store.run(self.store.sync.set_duration, job.id, decoded.duration_s)
-                async with place.turn():
+                async with self._waiting(place.turn()):
                     return await self._attempts(job, folder, decoded, progress)
         except asyncio.CancelledError:
             await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
@@ -224,6 +224,18 @@ class Service:
         await asyncio.to_thread(folder.mkdir, 0o700, True, True)
         name = new_name(suffix)
         return f"{OWNED}/{owner}/{name}", folder / name
+
+    @asynccontextmanager
+    async def _waiting(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """A place of ``places``, waited for no longer than the queue timeout."""
+        try:
+            await asyncio.wait_for(places.acquire(), self.settings.queue_timeout_s)
+        except asyncio.TimeoutError:
+            raise DeadlineExceeded("The request waited in line for too long.", hint="Send it again later.") from None
+        try:
+            yield
+        finally:
+            places.release()
 
     async def _attempts(self, job: Job, folder: Path, decoded: Decoded, progress: Progress | None) -> Transcript:
         """Try until it works, fails, or has ended its worker ``max_deaths`` times.

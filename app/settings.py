@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     )
     railway_ram_mb: int | None = _named("RAILWAY_RAM_MB", None, "Memory of the container. Not used yet.", ge=1)
     max_queued: int = _own("MAX_QUEUED", 200, "Transcriptions that may wait in line; above it the answer is 429.", ge=0)
+    queue_timeout_s: float = _own("QUEUE_TIMEOUT", 3600.0, "Seconds that a transcription may wait in line before 504.", gt=0)
     streams: int = _own("STREAMS", 0, "Jobs that one worker runs at once, sharing the weights. 0: cores, 4 at most.", ge=0)
     threads: int = _own("THREADS", 0, "Threads per stream. 0: cores divided by streams.", ge=0)
     workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model.", ge=1, le=64)

@@ -3,6 +3,7 @@
 Nothing here may load a model or start a thread: CTranslate2 and OpenMP do not survive a fork.
 """
 
+import gc
 import logging
 import os
 import threading
@@ -34,3 +35,6 @@ logging.getLogger("whisperx").setLevel(logging.ERROR)
 setproctitle("stenopool forkserver")
 if threading.active_count() > 1:
     raise RuntimeError(f"an import started a thread: {threading.enumerate()}")
+
+gc.collect()
+gc.freeze()  # a collection in a worker would otherwise write to, and so copy, every shared page
