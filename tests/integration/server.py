@@ -34,7 +34,7 @@ class Server:
     def workers(self) -> list[psutil.Process]:
         """Its worker processes that have loaded their model."""
         children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if _title(child).startswith("stenopool worker") and "loading" not in _title(child)]
+        return [child for child in children if title(child).startswith("stenopool worker") and "loading" not in title(child)]
 
     def wait_ready(self, timeout_s: float = 120.0) -> float:
         """Seconds until /ready says yes."""
@@ -50,9 +50,9 @@ class Server:
         raise AssertionError(f"not ready after {timeout_s} s: {self.log.read_text()[-4000:]}")
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
 
@@ -108,4 +108,4 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
         _, alive = psutil.wait_procs(family, timeout=5)
         for child in alive:
             child.kill()
-    assert not alive, f"left behind: {[_title(child) for child in alive]}"
+    assert not alive, f"left behind: {[title(child) for child in alive]}"
