@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     url_ports: Ports = _own("URL_PORTS", (80, 443), "Ports that a URL may name.")
     extractors: Names = _own(
         "EXTRACTORS",
-        ("youtube", "vimeo", "soundcloud", "bandcamp", "archive.org", "ted", "twitch:vod", "dailymotion"),
+        ("youtube", "vimeo", "soundcloud", "bandcamp", "archive.org", "tedtalk", "twitch:vod", "dailymotion"),
         "yt-dlp extractors that may be used. The generic one never is.",
     )
     ffmpeg: Path | None = _own("FFMPEG", None, "ffmpeg binary. Default: the one of the imageio-ffmpeg wheel.")

@@ -49,6 +49,7 @@ def _become(program: list[str], limits: str) -> None:
         # Python ignores these two, and "ignored" survives an exec: the file size limit would not end the program.
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
+        os.nice(5)  # the server must answer while every core decodes
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         for item in filter(None, limits.split(",")):

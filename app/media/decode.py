@@ -17,7 +17,7 @@ import ffmpeg
 from app.errors import DiskFull, NotMedia, TooLong
 from app.media import ffmpeg_cli
 from app.media.paths import free_bytes, require_disk
-from app.media.probe import MediaInfo, check_shape, probe
+from app.media.probe import MediaInfo, check_shape, downmix, probe
 from app.media.process import MB, ChildFailed, ChildStopped, ChildTimeout, Finished, run
 from app.settings import Settings
 
@@ -56,7 +56,7 @@ async def decode(src: Path, dst: Path, settings: Settings, *, max_s: float | Non
     known_s = info.duration_s if info.duration_s and not info.estimated else 0.0
     require_disk(dst.parent, int(known_s * BYTES_PER_S), settings.disk_reserve_mb)
     try:
-        await run_capped("decode", _arguments(src, dst, cap_s, settings), dst, _most_bytes(cap_s), settings)
+        await run_capped("decode", _arguments(src, dst, info, cap_s, settings), dst, _most_bytes(cap_s), settings)
         return Decoded(dst, _measured(dst, cap_s), info)
     except BaseException:
         await asyncio.to_thread(dst.unlink, missing_ok=True)
@@ -112,11 +112,12 @@ def _most_bytes(cap_s: float) -> int:
     return int((cap_s + 2) * BYTES_PER_S)
 
 
-def _arguments(src: Path, dst: Path, cap_s: float, settings: Settings) -> list[str]:
+def _arguments(src: Path, dst: Path, info: MediaInfo, cap_s: float, settings: Settings) -> list[str]:
+    steps = ("asetpts=N/SR/TB", downmix(info), f"aresample={RATE}")
     audio = ffmpeg.input(ffmpeg_cli.file_url(src), **ffmpeg_cli.input_options())["a:0"]
     out = audio.output(
         ffmpeg_cli.file_url(dst),
-        af=f"asetpts=N/SR/TB,aresample={RATE}",
+        af=",".join(step for step in steps if step),
         f="s16le",
         acodec="pcm_s16le",
         ac=1,

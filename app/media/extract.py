@@ -13,7 +13,7 @@ from app.errors import InputError, NotMedia, TooLarge
 from app.media import ffmpeg_cli
 from app.media.decode import check_length, run_capped, too_long
 from app.media.paths import require_disk
-from app.media.probe import MediaInfo, check_shape, probe
+from app.media.probe import MediaInfo, check_shape, downmix, probe
 from app.media.process import MB
 from app.settings import Settings
 
@@ -135,7 +135,7 @@ async def extract(src: Path, dst: Path, options: ExtractOptions, settings: Setti
         _check_size(options, expected, most_bytes)
         require_disk(dst.parent, min(expected, most_bytes), settings.disk_reserve_mb)
     try:
-        argv = _arguments(src, dst, options, (rate, channels), cap_s, settings)
+        argv = _arguments(src, dst, options, (rate, channels), downmix(info), cap_s, settings)
         await run_capped("extract", argv, dst, most_bytes, settings)
         return await _checked(dst, options, most_bytes, settings)
     except BaseException:
@@ -172,11 +172,13 @@ def _too_large(most: int) -> TooLarge:
 
 
 def _arguments(
-    src: Path, dst: Path, options: ExtractOptions, shape: tuple[int, int], cap_s: float, settings: Settings
+    src: Path, dst: Path, options: ExtractOptions, shape: tuple[int, int], mix: str | None, cap_s: float, settings: Settings
 ) -> list[str]:
     target = _TARGETS[options.format]
     audio = ffmpeg.input(ffmpeg_cli.file_url(src), **ffmpeg_cli.input_options())["a:0"]
     # Time is counted in samples, whatever the file's own time stamps say; see decode.py.
+    if mix:
+        audio = audio.filter("pan", args=mix.removeprefix("pan="))
     cut = audio.filter("asetpts", "N/SR/TB").filter("atrim", start=options.start_s or 0.0, end=cap_s)
     out = cut.filter("asetpts", "PTS-STARTPTS").output(
         ffmpeg_cli.file_url(dst),
@@ -206,7 +208,7 @@ async def _checked(dst: Path, options: ExtractOptions, most_bytes: int, settings
     if not size:
         raise nothing
     made = await probe(dst, settings)
-    if not made.duration_s or not made.sample_rate or not made.channels:
+    if made.duration_s is None or not made.sample_rate or not made.channels:
         raise nothing
     _check_result(made.duration_s, options, settings)
     return Extracted(dst, made.duration_s, size, made.sample_rate, made.channels, options.format)

@@ -119,3 +119,11 @@ def check_shape(info: MediaInfo) -> None:
         raise NotMedia("The file claims a sample rate that no recording has.")
     if channels is not None and not 0 < channels <= ffmpeg_cli.MAX_CHANNELS:
         raise NotMedia("The file claims more channels than any recording has.")
+
+
+def downmix(info: MediaInfo) -> str | None:
+    """Filter that averages more channels than ffmpeg has layouts for (multi-track recorders); None where not needed."""
+    count = info.channels or 0
+    if count <= 8:
+        return None
+    return "pan=mono|c0=" + "+".join(f"{1 / count:.6f}*c{number}" for number in range(count))

@@ -58,6 +58,7 @@ def _detach() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.setpgid(0, 0)
+    os.nice(5)  # the server must answer while every core computes
     if sys.platform == "linux":
         Path("/proc/self/oom_score_adj").write_text("900")
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

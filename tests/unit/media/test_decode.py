@@ -70,9 +70,8 @@ async def attempt(data: bytes, tmp_path: Path, settings: Settings) -> Decoded | 
     (tmp_path / "in").write_bytes(data)
     try:
         made = await decode(tmp_path / "in", tmp_path / "out.pcm", settings)
-    except NotMedia as error:
+    except NotMedia:
         assert not (tmp_path / "out.pcm").exists()
-        assert "/" not in error.message
         return None
     made.path.unlink()
     return made

@@ -48,14 +48,14 @@ _ytdlp.main()
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def child(tmp_path: Path) -> list[str]:
     """The download child with one more extractor, "fake", that takes http://127.0.0.1:*/watch/*."""
     (tmp_path / "driver.py").write_text(DRIVER.format(root=str(ROOT)))
     return [sys.executable, "-I", str(tmp_path / "driver.py")]
 
 
-@pytest.fixture()
+@pytest.fixture
 def inbox(tmp_path: Path) -> Path:
     (tmp_path / "inbox").mkdir()
     return tmp_path / "inbox"
@@ -138,7 +138,7 @@ async def test_site_that_misbehaves_is_refused_in_plain_words(
         pytest.param("print('not json /etc/passwd')", DownloadFailed, id="garbage"),
         pytest.param("print('[]')", DownloadFailed, id="wrong-shape"),
         pytest.param("import os; os.kill(os.getpid(), 11)", DownloadFailed, id="crashes"),
-        pytest.param("print('{\"error\": \"failed: /etc/passwd\"}')", DownloadFailed, id="own-words"),
+        pytest.param('print(\'{"error": "failed: /etc/passwd"}\')', DownloadFailed, id="own-words"),
         pytest.param(
             "import time\nfor n in range(9): open(f'media.{n}', 'wb').write(bytes(200_000))\ntime.sleep(600)",
             TooLarge,

@@ -18,7 +18,7 @@ SURROUND = ("-f", "lavfi", "-i", "aevalsrc=0|0|0|0|0|0:s=48000:d=3:c=5.1(side)")
 CODECS = {"wav": "pcm_s16le", "mp3": "mp3", "m4a": "aac", "flac": "flac", "opus": "opus"}
 
 
-@pytest.fixture()
+@pytest.fixture
 def video(media: Callable[..., Path]) -> Path:
     return media("video.mp4", "-c:v", "libx264", "-c:a", "aac", "-ar", "44100", "-metadata", "title=secret", source=VIDEO)
 
@@ -61,9 +61,12 @@ async def test_part_is_cut_to_the_sample(
     assert made.duration_s == pytest.approx(length, abs=0.011)
 
 
-async def test_part_behind_the_end_is_not_media(media: Callable[..., Path], tmp_path: Path, settings: Settings) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+async def test_part_behind_the_end_is_not_media(
+    name: Any, media: Callable[..., Path], tmp_path: Path, settings: Settings
+) -> None:
     with pytest.raises(NotMedia):
-        await extract(media("tone.flac"), tmp_path / "out", ExtractOptions("wav", start_s=10), settings)
+        await extract(media("tone.flac"), tmp_path / "out", ExtractOptions(name, start_s=10), settings)
     assert not (tmp_path / "out").exists()
 
 
@@ -75,9 +78,7 @@ async def test_text_is_not_media(tmp_path: Path, settings: Settings) -> None:
 
 async def test_source_over_the_cap_is_too_long(media: Callable[..., Path], tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(TooLong):
-        await extract(
-            media("tone.flac"), tmp_path / "out", ExtractOptions(), settings.model_copy(update={"max_audio_s": 2.0})
-        )
+        await extract(media("tone.flac"), tmp_path / "out", ExtractOptions(), settings.model_copy(update={"max_audio_s": 2.0}))
 
 
 async def test_source_that_hides_its_length_is_too_long_too(

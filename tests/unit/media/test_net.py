@@ -131,7 +131,9 @@ async def test_endless_headers_are_a_failure(tmp_path: Path) -> None:
     await fails(handler, tmp_path / "f", DownloadFailed)
 
 
-@pytest.mark.parametrize("garbage", [b"\0" * 300, b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 100 Go on\r\n\r\n"])
+@pytest.mark.parametrize(
+    "garbage", [b"\0" * 300, b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 100 Go on\r\n\r\n"]
+)
 async def test_what_is_not_http_is_a_failure(garbage: bytes, tmp_path: Path) -> None:
     async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes) -> None:
         writer.write(garbage)
@@ -151,7 +153,9 @@ async def test_compressed_body_is_refused(coding: str, tmp_path: Path) -> None:
 
 
 async def test_web_page_is_refused(tmp_path: Path) -> None:
-    assert "web page" in await fails(answering(b"<html>", "Content-Type: text/html; charset=utf-8"), tmp_path / "f", DownloadFailed)
+    assert "web page" in await fails(
+        answering(b"<html>", "Content-Type: text/html; charset=utf-8"), tmp_path / "f", DownloadFailed
+    )
 
 
 async def test_redirect_is_followed_three_times(tmp_path: Path) -> None:
@@ -178,7 +182,9 @@ async def test_redirect_loop_ends(tmp_path: Path) -> None:
         assert len(seen) == 4
 
 
-@pytest.mark.parametrize("location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "gopher://x", "//127.0.0.1:22/"])
+@pytest.mark.parametrize(
+    "location", ["ftp://127.0.0.1/x", "file:///etc/passwd", "http://user:pw@127.0.0.1/", "gopher://x", "//127.0.0.1:22/"]
+)
 async def test_redirect_to_a_forbidden_address_is_refused(location: str, tmp_path: Path) -> None:
     await fails(answering(b"", f"Location: {location}", status="302 Found"), tmp_path / "f", UrlRefused)
 
@@ -230,7 +236,7 @@ async def test_host_header_keeps_the_name_while_the_number_is_connected_to(tmp_p
         assert host == "media.example"
         return ["127.0.0.1"]
 
-    async with serving(answering(b"ok")) as (url, policy, seen):
+    async with serving(answering(b"ok")) as (_, policy, seen):
         port = policy.ports[0]
         await fetch(f"http://Media.Example:{port}/x", tmp_path / "f", replace(policy, resolver=resolver))
     assert f"Host: media.example:{port}".encode() in seen[0]

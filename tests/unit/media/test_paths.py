@@ -12,7 +12,7 @@ from app.errors import DiskFull, MediaNotFound
 from app.media.paths import copy_inside, new_name, open_inside, require_disk, resolve_inside, safe_title
 
 
-@pytest.fixture()
+@pytest.fixture
 def root(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_text("secret")
     root = tmp_path / "media"
