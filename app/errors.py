@@ -21,6 +21,7 @@
     │   ├── NotReady                     503  not_ready
     │   ├── ModelUnavailable             503  model_unavailable
     │   ├── AlignerUnavailable           503  aligner_unavailable
+    │   ├── QueueTimeout                 504  queue_timeout
     │   └── DiskFull                     507  disk_full
     └── WorkError                        500  engine_failed        the request was fine, the work was not
         ├── WorkerLost                   500  worker_lost
@@ -217,6 +218,13 @@ class AlignerUnavailable(CapacityError):
 
     code = "aligner_unavailable"
     retryable = False
+
+
+class QueueTimeout(CapacityError):
+    """The request was accepted, and then waited in line for longer than it may."""
+
+    code = "queue_timeout"
+    status = 504
 
 
 class DiskFull(CapacityError):

@@ -28,7 +28,7 @@ class JsonFormatter(logging.Formatter):
         entry |= {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return json.dumps(entry, default=str)  # ASCII: C1 controls and U+2028 are escaped too
 
 
 def configure(level: str) -> None:

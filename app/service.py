@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -17,9 +18,10 @@ from pathlib import Path
 
 from app import catalogue
 from app.admission.controller import Gate, Place
-from app.errors import Cancelled, DeadlineExceeded, NotReady, StenopoolError, WorkerLost
+from app.errors import Cancelled, NotReady, QueueTimeout, StenopoolError, WorkerLost
 from app.formats import Transcript
 from app.jobs import Job, Status, TranscribeOptions, new_id
+from app.lock import claim
 from app.media.decode import Decoded, decode
 from app.media.download import Downloaded, download
 from app.media.extract import Extracted, ExtractOptions, extract
@@ -76,15 +78,23 @@ class Service:
         streams = settings.stream_count * settings.workers_per_model
         running = min(streams, settings.max_concurrent_transcriptions or streams)
         self.gate = Gate(running, settings.max_queued, settings.overload_policy)
+        self.extractions = Gate(settings.max_media_jobs, settings.max_queued, settings.overload_policy, "extractions")
+        self.downloads = Gate(settings.max_downloads, settings.max_queued, settings.overload_policy, "downloads")
         self._media = asyncio.Semaphore(settings.max_media_jobs)
         self._downloads = asyncio.Semaphore(settings.max_downloads)
         self._prepared = asyncio.Semaphore(running + 2)  # decoded audio on disk is bounded, waiting uploads stay compressed
         self._stopping = False
+        self._lock: int | None = None
 
     # -- life
 
     async def start(self) -> None:
-        """Make the folders, clear what the last boot left behind, warm the models."""
+        """Make the folders, clear what the last boot left behind, warm the models.
+
+        Raises:
+            StenopoolError: another running server uses the data folder.
+        """
+        self._lock = claim(self.settings.data_dir)
         for folder in (self.settings.jobs_dir, self.settings.media_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.store.run(self.store.sync.create_schema)
@@ -111,6 +121,8 @@ class Service:
         self.drain()
         await self.pool.close()
         await self.store.close()
+        if self._lock is not None:
+            os.close(self._lock)
 
     def not_ready_because(self) -> list[str]:
         """Why no work can be taken now; empty where it can."""
@@ -121,17 +133,18 @@ class Service:
             "too little free disk": free < self.settings.disk_reserve_mb * MB,
             "the queue is full": self.gate.taken >= self.gate.places,
         }
-        return [reason for reason, holds in reasons.items() if holds]
+        failed = [f"{model}: {error.message}" for model, error in self.pool.failures().items()]
+        return [reason for reason, holds in reasons.items() if holds] + (failed if not self.pool.ready else [])
 
-    def admit(self) -> Place:
-        """Take a place for a transcription, before its body is read.
+    def admit(self, gate: Gate) -> Place:
+        """Take a place at one of the gates, before the request's body is read.
 
         Raises:
             TooManyActive, NotReady: the caller must come back later.
         """
         if self._stopping:
             raise NotReady("The server is shutting down.", retry_after_s=5)
-        return self.gate.enter()
+        return gate.enter()
 
     # -- use cases
 
@@ -139,7 +152,7 @@ class Service:
     async def folder(self) -> AsyncIterator[Path]:
         """A private folder that is gone at the end."""
         path = self.settings.jobs_dir / new_id()
-        await asyncio.to_thread(path.mkdir, 0o700)
+        path.mkdir(0o700)  # not in a thread: a cancelled caller would leave behind what the thread still makes
         try:
             yield path
         finally:
@@ -160,8 +173,8 @@ class Service:
             StenopoolError: what went wrong; the row says the same.
         """
         job = Job(folder.name, owner, options, self.store.sync.now())
-        await self.store.run(self.store.sync.add, job)
         try:
+            await self.store.run(self.store.sync.add, job)  # inside: a cancelled caller does not know whether it took place
             input_file = await self._fetch(owner, folder, source)
             async with self._waiting(self._prepared):
                 decoded = await self._decode(input_file, folder)
@@ -221,7 +234,8 @@ class Service:
 
     async def _new_media(self, owner: str, suffix: str) -> tuple[str, Path]:
         folder = self.settings.media_dir / OWNED / owner
-        await asyncio.to_thread(folder.mkdir, 0o700, True, True)
+        for part in (folder.parent, folder):  # one by one: parents made by mkdir would be open to all
+            await asyncio.to_thread(part.mkdir, 0o700, exist_ok=True)
         name = new_name(suffix)
         return f"{OWNED}/{owner}/{name}", folder / name
 
@@ -231,7 +245,7 @@ class Service:
         try:
             await asyncio.wait_for(places.acquire(), self.settings.queue_timeout_s)
         except asyncio.TimeoutError:
-            raise DeadlineExceeded("The request waited in line for too long.", hint="Send it again later.") from None
+            raise QueueTimeout("The request waited in line for too long.") from None
         try:
             yield
         finally:

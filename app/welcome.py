@@ -8,6 +8,7 @@ import os
 from app import catalogue
 from app.errors import StenopoolError
 from app.keys import KeyRing
+from app.lock import claim
 from app.settings import PROJECT_ROOT, Settings
 from app.store import Store
 
@@ -19,8 +20,8 @@ def prepare(settings: Settings) -> str | None:
     unknown = [name for name in (settings.model_size, *settings.warm_models) if name not in catalogue.MODELS]
     if unknown:
         return f"There is no model {unknown[0]!r}. Allowed: {', '.join(catalogue.MODELS)}."
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        os.close(claim(settings.data_dir))
         return _keys(settings)
     except StenopoolError as error:
         return f"{error.message} {error.hint}"
@@ -60,6 +61,6 @@ def _print(settings: Settings, key: str, what: str) -> None:
     address = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     print(
         f"\nStenopool on {address} (documentation: {address}/docs)\nAPI key: {what}\n\n"
-        f"  curl -H 'X-API-Key: {key}' -F file=@{shown} '{address}/transcribe?model_size=demo'\n",
+        f"  curl -H \"X-API-Key: {key}\" -F file=@{shown} '{address}/transcribe?model_size=demo'\n",
         flush=True,
     )

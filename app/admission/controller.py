@@ -19,7 +19,8 @@ Policy = Literal["queue", "reject"]
 class Gate:
     """``running`` places that work at once, and ``queued`` that may wait behind them (none under ``reject``)."""
 
-    def __init__(self, running: int, queued: int, policy: Policy = "queue") -> None:
+    def __init__(self, running: int, queued: int, policy: Policy = "queue", what: str = "transcriptions") -> None:
+        self.what = what
         self.running = running
         self.places = running + (queued if policy == "queue" else 0)
         self.taken = 0
@@ -32,7 +33,7 @@ class Gate:
             TooManyActive: there is none.
         """
         if self.taken >= self.places:
-            raise TooManyActive("Too many active transcriptions.", retry_after_s=self._estimate())
+            raise TooManyActive(f"Too many active {self.what}.", retry_after_s=self._estimate())
         self.taken += 1
         return Place(self)
 

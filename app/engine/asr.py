@@ -61,7 +61,7 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         if not self.model.is_multilingual:
             return "en", 1.0
         token, probability = self.model.detect_language(encoded)[0][0]
-        return token[2:-2], float(probability)
+        return token[2:-2], round(float(probability), 4)
 
     def tokenizer_for(self, language: str, task: str) -> Tokenizer:
         """A tokenizer of this call's own."""
@@ -85,7 +85,11 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         return [self._decoded(result, tokenizer) for result in results]
 
     def _prompt(self, tokenizer: Tokenizer, options: TranscribeOptions) -> list[int]:
+        """Prompt and hotwords together take half of the decoder's positions at most, so that there is room for the text."""
         previous = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
+        hotwords = tokenizer.encode(" " + options.hotwords.strip()) if options.hotwords else []
+        room = max(0, self.max_length // 2 - 1 - len(hotwords))
+        previous = previous[max(0, len(previous) - room) :]
         prompt: list[int] = self.get_prompt(tokenizer, previous, without_timestamps=True, hotwords=options.hotwords)
         return prompt
 

@@ -90,10 +90,9 @@ class Pipeline:
 
 
 def _map_pcm(path: str) -> np.ndarray:
-    """The file's samples, mapped: nothing is read before it is used. An empty file cannot be mapped."""
-    if os.path.getsize(path) < 2:
-        return np.zeros(0, np.int16)
-    return np.memmap(path, dtype="<i2", mode="r")
+    """The file's whole samples, mapped: nothing is read before it is used. An empty file cannot be mapped."""
+    count = os.path.getsize(path) // 2
+    return np.memmap(path, dtype="<i2", mode="r", shape=(count,)) if count else np.zeros(0, np.int16)
 
 
 def _checked(report: Report, cancelled: Callable[[], bool]) -> Report:

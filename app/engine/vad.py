@@ -44,6 +44,8 @@ def find_windows(
 ) -> list[Window]:
     """The windows of a file, in order; empty where there is no speech."""
     chunk_s = min(options.chunk_s, WINDOW_S)
+    if len(pcm) == 0:
+        return []
     if options.method == "none":
         length = len(pcm) / RATE
         return [Window(start, min(start + chunk_s, length)) for start in np.arange(0.0, length, chunk_s).tolist()]

@@ -70,6 +70,7 @@ def create_app(settings: Settings, build: Callable[[Settings], Service] = build_
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)
+    app.add_exception_handler(Exception, _answer_unknown)  # else Starlette answers with plain text before we see it
     inner: ASGIApp = BodyMiddleware(app, settings)
     return RequestMiddleware(AuthMiddleware(inner, verify))
 
@@ -88,3 +89,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
     elif status == 405:
         ours = MethodNotAllowed(f"This route does not answer to {request.method}.")
     return ErrorResponse(ours)
+
+
+async def _answer_unknown(request: Request, error: Exception) -> Response:
+    """What nobody caught; it is raised again afterwards, and logged by :class:`RequestMiddleware`."""
+    return ErrorResponse(StenopoolError())

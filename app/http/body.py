@@ -81,7 +81,7 @@ async def _small(request: Request) -> bytes:
 def _json_fields(body: bytes) -> dict[str, str]:
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError("The body is not JSON.") from None
     if not isinstance(data, dict) or any(isinstance(value, (dict, list)) for value in data.values()):
         raise InputError("The body must be a flat JSON object of options.")
@@ -165,6 +165,7 @@ class _Form:
     def __init__(self, sink: FileSink) -> None:
         self.fields: dict[str, str] = {}
         self.ended = False
+        self._values = 0
         self._sink = sink
         self._part = _Part()
         self._header_name, self._header_value = bytearray(), bytearray()
@@ -193,7 +194,9 @@ class _Form:
             if self._part.name != "file":
                 raise InputError("The file belongs into the form field 'file'.", param=self._part.name[:64] or None)
             self._sink.open()
-        elif len(self.fields) >= MAX_FIELDS:
+            return
+        self._values += 1  # repeated names too, or a form could repeat one without end
+        if self._values > MAX_FIELDS:
             raise InputError("The form has too many fields.")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -205,6 +208,8 @@ class _Form:
             raise InputError(f"The field {self._part.name[:64]!r} is too large.", param=self._part.name[:64])
 
     def on_part_end(self) -> None:
+        if not self._part.is_file and self._part.name == "file":
+            raise InputError("The form field 'file' holds no file.", param="file")
         if not self._part.is_file:
             self.fields[self._part.name] = self._part.value.decode("utf-8", "replace")
 

@@ -140,16 +140,18 @@ class BodyMiddleware:
 
         async def bounded() -> Message:
             nonlocal taken, complete
-            if complete:  # what follows is the disconnect, which may be hours away
+            if complete:  # what follows is the disconnect, hours away perhaps, or after a refusal what `_linger` drops
                 return await receive()
             wait_s = min(self._idle_s, deadline - time.monotonic())
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, wait_s))
             except asyncio.TimeoutError:
+                complete = True
                 raise BodyTimeout("The request's body came too slowly.") from None
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if taken > self._max_bytes:
+                complete = True
                 raise self._too_large()
             return message
 

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from app import catalogue
-from app.errors import Cancelled
+from app.admission.controller import Gate, Place
+from app.errors import Cancelled, InputError
 from app.formats import render
 from app.http import schemas
 from app.http.body import Body, read_body
@@ -34,10 +35,12 @@ def _owner(request: Request) -> str:
 
 
 @asynccontextmanager
-async def _intake(request: Request) -> AsyncIterator[tuple[Path, Body]]:
+async def _intake(request: Request, gate: Gate) -> AsyncIterator[tuple[Path, Body, Place]]:
+    """A place at the gate, a folder, and only then the body."""
     service = _service(request)
-    async with service.folder() as folder:
-        yield folder, await read_body(request, folder, service.settings.disk_reserve_mb)
+    with service.admit(gate) as place:
+        async with service.folder() as folder:
+            yield folder, await read_body(request, folder, service.settings.disk_reserve_mb), place
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -67,13 +70,13 @@ async def transcribe(request: Request) -> Response:
     Options go into the query or into the form. A body that is no form is taken as the file itself.
     """
     service = _service(request)
-    with service.admit() as place:
-        async with _intake(request) as (folder, body):
-            params = schemas.parse(schemas.TranscribeParams, body.fields)
-            options = params.options(service.settings.model_size)
-            source = schemas.source_of(params, body.file)
-            work = service.transcribe(_owner(request), folder, source, options, place)
-            transcript = await _unless_gone(request, work)
+    default = service.settings.model_size
+    schemas.parse(schemas.TranscribeParams, dict(request.query_params)).options(default)  # before the upload, not after it
+    async with _intake(request, service.gate) as (folder, body, place):
+        params = schemas.parse(schemas.TranscribeParams, body.fields)
+        source = schemas.source_of(params, body.file)
+        work = service.transcribe(_owner(request), folder, source, params.options(default), place)
+        transcript = await _unless_gone(request, work)
     rendered = await asyncio.to_thread(render, transcript, params.response_format, words=params.word_timestamps)
     return Response(rendered.body, media_type=rendered.media_type)
 
@@ -82,7 +85,8 @@ async def transcribe(request: Request) -> Response:
 async def extract_audio(request: Request) -> Response:
     """Take the sound out of a file or video and write it into the media folder; ``audio_file`` is its path there."""
     service = _service(request)
-    async with _intake(request) as (folder, body):
+    schemas.parse(schemas.ExtractParams, dict(request.query_params)).options()
+    async with _intake(request, service.extractions) as (folder, body, _):
         params = schemas.parse(schemas.ExtractParams, body.fields)
         source = schemas.source_of(params, body.file)
         path, made = await _unless_gone(request, service.extract_audio(_owner(request), folder, source, params.options()))
@@ -102,8 +106,10 @@ async def extract_audio(request: Request) -> Response:
 async def download(request: Request) -> Response:
     """Fetch a video or audio file into the media folder; ``audio_file`` is its path there."""
     service = _service(request)
-    async with _intake(request) as (folder, body):
+    async with _intake(request, service.downloads) as (folder, body, _):
         params = schemas.parse(schemas.DownloadParams, body.fields)
+        if body.file:
+            raise InputError("This route takes a url, not a file.", param="file")
         path, found = await _unless_gone(request, service.download(_owner(request), folder, params.url))
     return JSONResponse(
         {
@@ -139,13 +145,13 @@ def _listed(service: Service, loaded: set[str]) -> list[dict[str, Any]]:
     ]
 
 
-@router.get("/health", tags=["server"])
+@router.api_route("/health", methods=["GET", "HEAD"], tags=["server"])
 async def health() -> Response:
     """Alive. Needs no key; answers while the pool is saturated."""
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/ready", tags=["server"])
+@router.api_route("/ready", methods=["GET", "HEAD"], tags=["server"])
 async def ready(request: Request) -> Response:
     """Whether work can be taken now, and if not why: 200 or 503. Needs no key."""
     reasons = _service(request).not_ready_because()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -78,7 +79,8 @@ class TranscribeParams(_Input):
             raise UnknownModel(f"There is no model {model[:64]!r}. Allowed: {known}.", param="model_size")
         language = parse_language(self.language) if self.language and self.language != "auto" else None
         if spec.english_only and (language not in (None, "en") or self.task == "translate"):
-            raise InputError(f"The model {model!r} knows only English.", param="language" if language else "task")
+            param = "task" if language in (None, "en") else "language"
+            raise InputError(f"The model {model!r} knows only English.", param=param)
         if self.task == "translate" and self.word_timestamps:
             raise InputError("A translation has no word times: its words were not spoken.", param="word_timestamps")
         return TranscribeOptions(
@@ -119,8 +121,8 @@ class ExtractParams(_Input):
         try:
             return ExtractOptions(self.format, self.sample_rate, self.channels, self.start, self.end)
         except InputError as error:
-            renamed = {"start_s": "start", "end_s": "end"}
-            raise InputError(error.message, param=renamed.get(error.param or "", error.param)) from None
+            message, param = (re.sub(r"\b(start|end)_s\b", r"\1", text or "") for text in (error.message, error.param))
+            raise InputError(message, param=param or None) from None
 
 
 class DownloadParams(BaseModel):

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass, field
 
+from app.errors import StenopoolError
 from app.pool.handle import Handle
 from app.work import WorkerSetup
 
@@ -41,6 +42,7 @@ class Lane:
     not_before: float = 0.0
     keep_warm: bool = False
     last_used: float = 0.0
+    failure: StenopoolError | None = None
 
     @property
     def idle(self) -> bool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from app import logs
 from app.errors import Cancelled, NotReady, StenopoolError, WorkerLost
 from app.pool.handle import Handle, State
 from app.pool.lane import Lane, PoolLimits, Waiter
@@ -85,6 +86,10 @@ class Pool:
             }
             for name, lane in self._lanes.items()
         }
+
+    def failures(self) -> dict[str, StenopoolError]:
+        """Why models cannot be loaded, by model, as of the last try."""
+        return {name: lane.failure for name, lane in self._lanes.items() if lane.failure is not None}
 
     @property
     def ready(self) -> bool:
@@ -171,6 +176,7 @@ class Pool:
 
     async def _live(self, lane: Lane) -> None:
         """One worker's whole life; its end starts the next one where one is wanted."""
+        logs.request_id.set(None)  # it lives longer than the request that made it necessary
         handle: Handle | None = None
         watchdog: asyncio.Task[None] | None = None
         error: StenopoolError | None = None
@@ -210,6 +216,7 @@ class Pool:
         was_ready = handle is not None and bool(handle.device)
         if error is None and not was_ready and lane.deaths >= MAX_SETUP_DEATHS:
             error = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
+        lane.failure = error
         if error is not None:
             lane.keep_warm = False
             self._fail_waiting(lane, error)
@@ -225,6 +232,7 @@ class Pool:
         except StenopoolError:
             return
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
+        lane.failure = None
         self.pump(lane)
         await self._ping(handle)
         self.kill(handle, "no answer to pings")

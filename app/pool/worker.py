@@ -10,12 +10,12 @@ from __future__ import annotations
 import ctypes
 import importlib
 import json
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +23,12 @@ from typing import Any, Protocol
 
 from setproctitle import setproctitle
 
+from app import logs
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
 from app.work import Task, WorkerSetup
+
+log = logging.getLogger("stenopool.worker")
 
 Report = Callable[[str, float], None]
 
@@ -45,9 +48,10 @@ def main(pipe: socket.socket, setup: dict[str, Any]) -> None:
     code = 1
     try:
         _detach()
+        logs.configure("info")
         code = Worker(pipe, WorkerSetup.from_dict(setup)).serve()
     except BaseException:
-        traceback.print_exc()
+        log.exception("worker failed")
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -113,7 +117,7 @@ class Worker:
         except StenopoolError as error:
             self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
         except Exception:
-            traceback.print_exc()
+            log.exception("job failed", extra={"job_id": job_id})
             self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)
         finally:
             self._cancelled.discard(job_id)

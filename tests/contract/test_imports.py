@@ -10,11 +10,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "app").rglob("*.py")) + [path for path in [ROOT / "main.py"] if path.exists()]
 
-LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs"}
+LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock"}
 ROOMS = {
     "errors": set(),
     "settings": set(),
     "logs": set(),
+    "lock": {"errors"},
     "jobs": set(),
     "work": {"jobs"},
     "languages": {"errors"},
