@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +22,6 @@ def test_second_claim_of_a_folder_is_refused_until_the_first_is_given_back(tmp_p
 
 
 def test_lock_of_a_process_that_died_is_free(tmp_path: Path) -> None:
-    pid = os.fork()
-    if pid == 0:
-        claim(tmp_path)
-        os._exit(0)
-    os.waitpid(pid, 0)
+    script = f"import os; from pathlib import Path; from app.lock import claim; claim(Path({str(tmp_path)!r})); os._exit(0)"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=30)
     os.close(claim(tmp_path))
