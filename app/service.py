@@ -242,14 +242,16 @@ class Service:
     @asynccontextmanager
     async def _waiting(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
         """A place of ``places``, waited for no longer than the queue timeout."""
+        # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
+        turn = asyncio.ensure_future(places.acquire())
         try:
-            await asyncio.wait_for(places.acquire(), self.settings.queue_timeout_s)
-        except asyncio.TimeoutError:
-            raise QueueTimeout("The request waited in line for too long.") from None
-        try:
+            if not (await asyncio.wait({turn}, timeout=self.settings.queue_timeout_s))[0]:
+                raise QueueTimeout("The request waited in line for too long.")
             yield
         finally:
-            places.release()
+            if turn.done() and not turn.cancelled():
+                places.release()
+            turn.cancel()
 
     async def _attempts(self, job: Job, folder: Path, decoded: Decoded, progress: Progress | None) -> Transcript:
         """Try until it works, fails, or has ended its worker ``max_deaths`` times.

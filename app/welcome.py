@@ -25,6 +25,8 @@ def prepare(settings: Settings) -> str | None:
         return _keys(settings)
     except StenopoolError as error:
         return f"{error.message} {error.hint}"
+    except OSError as error:
+        return f"The data folder {settings.data_dir} cannot be written: {error.strerror}. Set STENOPOOL_DATA_DIR."
 
 
 def _keys(settings: Settings) -> str | None:

@@ -95,8 +95,8 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
 
     def _decoded(self, result: Any, tokenizer: Tokenizer) -> Decoded:
         ids = result.sequences_ids[0]
-        # scores are normalised by length (penalty 1); Whisper counts the end token too
-        avg_logprob = result.scores[0] * len(ids) / (len(ids) + 1)
+        # scores are normalised by length (penalty 1), so NaN where there is no token; Whisper counts the end token too
+        avg_logprob = result.scores[0] * len(ids) / (len(ids) + 1) if ids else 0.0
         tokens = tuple(token for token in ids if token < tokenizer.eot)
         return Decoded(tokenizer.decode(list(tokens)), tokens, float(avg_logprob), float(result.no_speech_prob))
 

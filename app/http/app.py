@@ -65,7 +65,9 @@ def create_app(settings: Settings, build: Callable[[Settings], Service] = build_
         keys = ring[0]
         return keys.known(plain) or await app.state.service.store.run(keys.verify, plain)
 
-    app = FastAPI(title="Stenopool", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(
+        title="Stenopool", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None, redirect_slashes=False
+    )
     app.include_router(router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)

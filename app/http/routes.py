@@ -145,13 +145,15 @@ def _listed(service: Service, loaded: set[str]) -> list[dict[str, Any]]:
     ]
 
 
-@router.api_route("/health", methods=["GET", "HEAD"], tags=["server"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health", tags=["server"])
 async def health() -> Response:
     """Alive. Needs no key; answers while the pool is saturated."""
     return JSONResponse({"status": "ok"})
 
 
-@router.api_route("/ready", methods=["GET", "HEAD"], tags=["server"])
+@router.head("/ready", include_in_schema=False)
+@router.get("/ready", tags=["server"])
 async def ready(request: Request) -> Response:
     """Whether work can be taken now, and if not why: 200 or 503. Needs no key."""
     reasons = _service(request).not_ready_because()

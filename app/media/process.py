@@ -154,6 +154,9 @@ async def run(
     except OSError as error:
         os.close(status)
         raise ChildFailed(f"could not start: {type(error).__name__}") from error
+    except BaseException:  # cancelled while it started
+        os.close(status)
+        raise
     finally:
         os.close(status_end)
     try:
@@ -213,8 +216,9 @@ async def _end(transport: asyncio.SubprocessTransport, child: _Child, status: in
 
 
 async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
+    # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
+    waiting = asyncio.ensure_future(event.wait())
     try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except asyncio.TimeoutError:
-        return False
-    return True
+        return bool((await asyncio.wait({waiting}, timeout=timeout_s))[0])
+    finally:
+        waiting.cancel()

@@ -1,0 +1,104 @@
+"""The engine, imported once and only where its tests run: its imports take half a minute and their warnings are theirs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import setproctitle
+
+from app import catalogue
+from app.work import Task, WorkerSetup
+
+ROOMS = ("align", "asr", "devices", "models", "pipeline", "vad")
+SETUP = WorkerSetup(
+    "demo",
+    "app.engine.pipeline",
+    str(catalogue.DEMO_MODEL),
+    None,
+    str(catalogue.DEMO_ALIGNER),
+    "/nonexistent/hub",
+    None,
+    True,
+    "cpu",
+    "cpu",
+    "auto",
+    2,
+    1,
+    2,
+)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[SimpleNamespace]:
+    """The modules of ``app.engine`` by name. The test process is no forkserver: it may have threads, and keeps its title."""
+    before, title = dict(os.environ), setproctitle.getproctitle()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "active_count", lambda: 1)
+        modules = {room: importlib.import_module(f"app.engine.{room}") for room in ROOMS}
+    setproctitle.setproctitle(title)
+    yield SimpleNamespace(**modules)
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def pipeline(engine: SimpleNamespace) -> Any:
+    """The demo model, batches of two."""
+    return engine.pipeline.create(SETUP)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Every try to reach another machine fails, and is noted here."""
+    tries: list[object] = []
+
+    def refuse(*arguments: object, **_: object) -> None:
+        tries.append(arguments)
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    return tries
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., Task]:
+    """``task(pcm, **options)``: samples or bytes in a file, ready for the pipeline."""
+    from app.jobs import TranscribeOptions, VadOptions
+
+    count = 0
+
+    def make(pcm: np.ndarray | bytes, **options: Any) -> Task:
+        nonlocal count
+        count += 1
+        path = tmp_path / f"{count}.pcm"
+        path.write_bytes(pcm if isinstance(pcm, bytes) else pcm.astype("<i2").tobytes())
+        wanted = replace(TranscribeOptions("demo", vad=VadOptions(method="none")), **options)
+        return Task(f"job{count}", 1, str(path), str(tmp_path / f"{count}.json"), wanted)
+
+    return make
+
+
+def speech(number: int) -> np.ndarray:
+    """A bundled sample; before there are any, noise."""
+    samples = sorted((catalogue.DEMO_MODEL.parent / "samples").glob("*.[fw]*[cv]"))
+    if not samples:
+        return noise(2, number)
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(samples[number % len(samples)])]
+    raw = subprocess.run([*command, "-f", "s16le", "-ac", "1", "-ar", "16000", "-"], check=True, capture_output=True).stdout
+    return np.frombuffer(raw, "<i2")
+
+
+def noise(seconds: float, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 3000, int(seconds * 16_000)).astype(np.int16)
