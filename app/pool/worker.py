@@ -75,6 +75,7 @@ class Worker:
         self._pipe = pipe
         self._setup = setup
         self._send_lock = threading.Lock()
+        self._running: set[str] = set()
         self._cancelled: set[str] = set()
         self._threads = ThreadPoolExecutor(setup.streams, thread_name_prefix="stream")
         self._engine: Engine
@@ -102,9 +103,11 @@ class Worker:
         if kind == "ping":
             self._send("pong", n=message["n"])
         elif kind == "run":
-            self._threads.submit(self._run, Task.from_dict(message["task"]))
-        elif kind == "cancel":
-            self._cancelled.add(message["job_id"])
+            task = Task.from_dict(message["task"])
+            self._running.add(task.job_id)
+            self._threads.submit(self._run, task)
+        elif kind == "cancel":  # it may cross the job's own end
+            self._cancelled |= {message["job_id"]} & self._running
 
     def _run(self, task: Task) -> None:
         job_id = task.job_id
@@ -120,6 +123,7 @@ class Worker:
             log.exception("job failed", extra={"job_id": job_id})
             self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)
         finally:
+            self._running.discard(job_id)
             self._cancelled.discard(job_id)
 
     def _reporter(self, job_id: str) -> Report:
