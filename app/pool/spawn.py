@@ -38,25 +38,35 @@ class Child:
         self.reader = reader
         self.writer = writer
         self._threads = threads
+        self._reaped = False
         assert process.pid is not None
         self.pid: int = process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs; false once it has been reaped."""
+        return not self._reaped and self.process.is_alive()
 
     def kill(self) -> None:
         """SIGKILL the worker and whatever it started."""
         for send in (os.killpg, os.kill):  # the group may not exist yet
-            if self.process.is_alive():
+            if self.alive:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     send(self.pid, signal.SIGKILL)
 
     async def reap(self, timeout_s: float = 5.0) -> int | None:
-        """Close the pipe, wait for the end (killing where it is late) and return the exit code."""
+        """Close the pipe, wait for the end (killing where it is late), free its descriptors, return the exit code."""
         self.writer.close()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._threads, self.process.join, timeout_s)
-        if self.process.is_alive():
+        if self.alive:
             self.kill()
             await loop.run_in_executor(self._threads, self.process.join, timeout_s)
-        return self.process.exitcode
+        code = self.process.exitcode
+        if code is not None:
+            self._reaped = True
+            self.process.close()
+        return code
 
 
 class Spawner:

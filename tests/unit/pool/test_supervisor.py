@@ -266,7 +266,7 @@ async def test_worker_ends_when_its_pipe_closes(make_pool: Callable[..., Pool], 
     await run()
     (handle,) = run.pool._lanes["demo"].workers
     handle.child.writer.close()
-    while handle.child.process.is_alive():
+    while handle.child.alive:
         await asyncio.sleep(0.01)
     await run()
 
