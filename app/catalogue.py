@@ -17,13 +17,17 @@ DEMO_ALIGNER = PROJECT_ROOT / "demo" / "aligner"
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One model: its hub repository (None where it ships with the project), RAM in bytes, languages."""
+    """One model: its hub repository (None where it ships with the project), RAM in bytes, languages.
+
+    ``chunk_s`` is the longest window, in seconds, that it does well; every window is padded to 30 s all the same.
+    """
 
     name: str
     ram_bytes: int
     repo: str | None
     english_only: bool = False
     languages: tuple[str, ...] = ("multilingual",)
+    chunk_s: float = 30.0
 
 
 def _real(name: str, ram_gb: float, repo: str | None = None) -> ModelSpec:
@@ -37,7 +41,7 @@ _TURBO = "mobiuslabsgmbh/faster-whisper-large-v3-turbo"
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("demo", int(0.25e9), None, languages=("en", "de", "es")),
+        ModelSpec("demo", int(0.25e9), None, languages=("en", "de", "es"), chunk_s=15.0),
         _real("tiny", 0.5),
         _real("tiny.en", 0.5),
         _real("base", 0.7),

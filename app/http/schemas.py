@@ -50,7 +50,9 @@ class TranscribeParams(_Input):
         0.5, ge=0.0, le=10.0, description="Shortest pause, in seconds, that ends a stretch of speech."
     )
     vad_speech_pad: float = Field(0.2, ge=0.0, le=2.0, description="Seconds added on both sides of speech.")
-    chunk_size: float = Field(30.0, ge=1.0, le=30.0, description="Longest window, in seconds, that is decoded at once.")
+    chunk_size: float | None = Field(
+        None, ge=1.0, le=30.0, description="Longest window, in seconds, that is decoded at once. Default: 30; demo 15."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -98,7 +100,7 @@ class TranscribeParams(_Input):
                 offset=self.vad_offset,
                 min_silence_s=self.vad_min_silence,
                 speech_pad_s=self.vad_speech_pad,
-                chunk_s=self.chunk_size,
+                chunk_s=self.chunk_size or spec.chunk_s,
             ),
         )
 
