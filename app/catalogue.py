@@ -41,7 +41,7 @@ _TURBO = "mobiuslabsgmbh/faster-whisper-large-v3-turbo"
 MODELS: dict[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("demo", int(0.25e9), None, languages=("en", "de", "es"), chunk_s=15.0),
+        ModelSpec("demo", int(0.25e9), None, languages=("en", "de", "es"), chunk_s=10.0),
         _real("tiny", 0.5),
         _real("tiny.en", 0.5),
         _real("base", 0.7),

@@ -51,7 +51,7 @@ class TranscribeParams(_Input):
     )
     vad_speech_pad: float = Field(0.2, ge=0.0, le=2.0, description="Seconds added on both sides of speech.")
     chunk_size: float | None = Field(
-        None, ge=1.0, le=30.0, description="Longest window, in seconds, that is decoded at once. Default: 30; demo 15."
+        None, ge=1.0, le=30.0, description="Longest window, in seconds, that is decoded at once. Default: 30; demo 10."
     )
 
     @model_validator(mode="before")

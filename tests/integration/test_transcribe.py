@@ -116,10 +116,10 @@ def test_long_recording_of_many_windows_keeps_order_and_times(server: Server) ->
     import numpy as np
 
     from benchmarks.accuracy import wav_bytes
-    from demo.synth import join
+    from demo.synth import draw, join
 
-    spoken = [one for one in utterances(60, seed=11) if one.language == "en"]
-    whole = join(spoken, np.random.default_rng(3))
+    rng = np.random.default_rng(11)
+    whole = join([draw(rng, foreign=0) for _ in range(40)], rng)
     answer = ask(server.client, wav_bytes(whole))
     score = Score()
     score.add(whole.text, "en", whole.words, answer)

@@ -12,7 +12,7 @@ from app.errors import InputError, UnknownModel
 from app.formats import FORMATS
 from app.http import schemas
 from app.http.schemas import DownloadParams, ExtractParams, TranscribeParams, parse, source_of
-from app.jobs import TranscribeOptions
+from app.jobs import TranscribeOptions, VadOptions
 
 
 def options(default: str = "demo", **fields: str) -> TranscribeOptions:
@@ -26,7 +26,7 @@ def refused(schema: Any = TranscribeParams, /, **fields: str) -> InputError:
 
 
 def test_nothing_given_means_the_defaults_of_the_job() -> None:
-    assert options() == TranscribeOptions("demo")
+    assert options() == TranscribeOptions("demo", vad=VadOptions(chunk_s=10.0))
 
 
 def test_every_option_reaches_the_job() -> None:
@@ -127,7 +127,7 @@ def test_both_names_of_the_model_at_once_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["language", "model_size", "initial_prompt", "hotwords"])
 def test_an_empty_text_counts_as_absent(name: str) -> None:
-    assert options(**{name: ""}) == TranscribeOptions("demo")
+    assert options(**{name: ""}) == TranscribeOptions("demo", vad=VadOptions(chunk_s=10.0))
 
 
 @pytest.mark.parametrize("auto", ["auto", ""])
