@@ -185,10 +185,10 @@ class Service:
             await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
             raise
         except StenopoolError as error:
-            await self.store.run(self.store.sync.fail, job.id, error)
+            await asyncio.shield(self.store.run(self.store.sync.fail, job.id, error))
             raise
         except Exception:
-            await self.store.run(self.store.sync.fail, job.id, StenopoolError())
+            await asyncio.shield(self.store.run(self.store.sync.fail, job.id, StenopoolError()))
             raise
 
     async def extract_audio(self, owner: str, folder: Path, source: Source, options: ExtractOptions) -> tuple[str, Extracted]:
@@ -203,7 +203,7 @@ class Service:
         async with self._downloads:
             found = await download(url, folder, self.settings)
         media_path, target = await self._new_media(owner, found.path.suffix)
-        await asyncio.to_thread(found.path.replace, target)
+        await asyncio.to_thread(shutil.move, found.path, target)  # a rename, or a copy to another file system
         return media_path, found
 
     # -- steps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 
 from app import catalogue
 from app.errors import StenopoolError
@@ -58,11 +59,11 @@ def _loopback(host: str) -> bool:
 
 def _print(settings: Settings, key: str, what: str) -> None:
     sample = next(iter(sorted(_SAMPLE.glob("*.flac")) + sorted(_SAMPLE.glob("*.wav"))), _SAMPLE / "sample.wav")
-    shown = os.path.relpath(sample)
+    shown = shlex.quote(f"file=@{sample}")
     host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104
     address = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
     print(
         f"\nStenopool on {address} (documentation: {address}/docs)\nAPI key: {what}\n\n"
-        f"  curl -H \"X-API-Key: {key}\" -F file=@{shown} '{address}/transcribe?model_size=demo'\n",
+        f"  curl -H \"X-API-Key: {key}\" -F {shown} '{address}/transcribe?model_size=demo'\n",
         flush=True,
     )

@@ -24,6 +24,9 @@ from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.engine")
 
+SHORTEST = RATE // 10
+"""Samples that every aligner's convolutions can take; shorter segments are padded with silence."""
+
 _ABBREVIATIONS = (
     "mr mrs ms dr prof sr jr st vs etc e.g i.e fig no vol inc ltd co u.s u.k a.m p.m approx dept est "
     "bzw ca evtl ggf usw z.b d.h nr str sra dña pág p.ej m mme"
@@ -72,9 +75,10 @@ class Aligner:
         model, metadata = self._model(language)
         offset = segment["start"]
         audio = samples(pcm, offset, segment["end"])
-        local = {"start": 0.0, "end": len(audio) / RATE, "text": segment["text"]}
         if not segment["text"].strip() or len(audio) == 0:
             return [{**segment, "words": []}]
+        audio = np.pad(audio, (0, max(0, SHORTEST - len(audio))))
+        local = {"start": 0.0, "end": len(audio) / RATE, "text": segment["text"]}
         aligned = whisperx.alignment.align([local], model, metadata, audio, self._device)["segments"]
         return [_shifted(segment, sentence, offset) for sentence in aligned]
 
@@ -112,10 +116,11 @@ class Aligner:
 def _shifted(parent: dict[str, Any], sentence: dict[str, Any], offset: float) -> dict[str, Any]:
     words = [
         {"word": word["word"], "score": word.get("score")}
-        | {edge: round(word[edge] + offset, 3) if edge in word else None for edge in ("start", "end")}
+        | {edge: round(min(word[edge] + offset, parent["end"]), 3) if edge in word else None for edge in ("start", "end")}
         for word in sentence["words"]
     ]
     start, end = (_or(sentence[edge] + offset, parent[edge]) for edge in ("start", "end"))
+    start, end = min(start, parent["end"]), min(end, parent["end"])
     return {**parent, "start": start, "end": end, "text": sentence["text"], "words": words}
 
 

@@ -7,7 +7,7 @@ import errno
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from io import BufferedWriter
+from io import FileIO
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -99,7 +99,7 @@ class FileSink:
         self.path = path
         self._reserve_mb = reserve_mb
         self._pending = bytearray()
-        self._file: BufferedWriter | None = None
+        self._file: FileIO | None = None
 
     @property
     def opened(self) -> bool:
@@ -110,7 +110,7 @@ class FileSink:
         """Make the file."""
         if self._file is not None:
             raise InputError("The form holds more than one file.", param="file")
-        self._file = open(self.path, "xb")  # noqa: SIM115  (closed by close())
+        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  (closed by close())
 
     def feed(self, data: bytes) -> None:
         """Keep bytes for the next :meth:`flush`."""
@@ -133,11 +133,12 @@ class FileSink:
             data, self._pending = bytes(self._pending), bytearray()
             await asyncio.to_thread(self._write, self._file, data)
 
-    def _write(self, file: BufferedWriter, data: bytes) -> None:
+    def _write(self, file: FileIO, data: bytes) -> None:
         require_disk(self.path.parent, len(data), self._reserve_mb)
+        rest = memoryview(data)
         try:
-            file.write(data)
-            file.flush()
+            while rest:
+                rest = rest[file.write(rest) :]
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise DiskFull("The server ran out of disk space.") from error

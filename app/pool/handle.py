@@ -102,6 +102,8 @@ class Handle:
     def _handle(self, message: dict[str, Any], now: Callable[[], float]) -> None:
         kind = message["type"]
         self.last_pong = now()
+        if self.state is State.DEAD or (kind in ("ready", "setup_failed") and self.ready.done()):
+            return  # what was still in the pipe of a worker that has been given up
         if kind == "ready":
             self.state, self.device = State.READY, message["device"]
             self.ready.set_result(None)

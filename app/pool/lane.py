@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from app.errors import StenopoolError
-from app.pool.handle import Handle
+from app.pool.handle import Handle, State
 from app.work import WorkerSetup
 
 
@@ -39,6 +39,7 @@ class Lane:
     workers: list[Handle] = field(default_factory=list)
     starting: int = 0
     deaths: int = 0
+    setup_deaths: int = 0
     not_before: float = 0.0
     keep_warm: bool = False
     last_used: float = 0.0
@@ -47,4 +48,8 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Whether nothing runs here or waits."""
-        return not self.waiting and not self.starting and all(worker.load == 0 for worker in self.workers)
+        return (
+            not self.waiting
+            and not self.starting
+            and all(worker.load == 0 and worker.state is not State.STARTING for worker in self.workers)
+        )

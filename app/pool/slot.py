@@ -63,16 +63,34 @@ class Slot:
             self._host.kill(handle, f"job {task.job_id} ran over its deadline", culprit=task.job_id)
             raise DeadlineExceeded("The transcription took longer than it may.") from None
         except asyncio.CancelledError:
-            await self._cancel(running)
+            await self._cancel(running, timeout_s)
             raise
 
-    async def _cancel(self, running: Running) -> None:
-        """Ask the worker to stop at its next batch; kill it where it does not."""
+    async def _cancel(self, running: Running, timeout_s: float) -> None:
+        """Ask the worker to stop at its next batch; kill it where it does not.
+
+        Where it has other jobs, they matter more than the place: it may go on to its next batch or its deadline.
+        """
         handle, job_id = self._handle, running.task.job_id
         handle.send("cancel", job_id=job_id)
         try:
             await asyncio.wait_for(asyncio.shield(running.done), CANCEL_GRACE_S)
         except asyncio.TimeoutError:
-            self._host.kill(handle, f"job {job_id} did not stop", culprit=job_id)
+            if handle.load == 1:
+                self._host.kill(handle, f"job {job_id} did not stop", culprit=job_id)
+            else:
+                late = asyncio.get_running_loop().call_later(timeout_s, self._kill_if_running, running)
+                running.done.add_done_callback(lambda done: self._forget(done, late))
         except (StenopoolError, WorkerDied):
             return
+
+    def _kill_if_running(self, running: Running) -> None:
+        if not running.done.done():
+            self._host.kill(self._handle, f"job {running.task.job_id} did not stop", culprit=running.task.job_id)
+
+    def _forget(self, done: asyncio.Future[None], late: asyncio.TimerHandle) -> None:
+        """An abandoned job has ended: nobody asks how, and its place is free."""
+        late.cancel()
+        if not done.cancelled():
+            done.exception()
+        self._host.pump(self._lane)

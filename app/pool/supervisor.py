@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app import logs
-from app.errors import Cancelled, NotReady, StenopoolError, WorkerLost
+from app.errors import Cancelled, ModelUnavailable, NotReady, StenopoolError, WorkerLost, by_code
 from app.pool.handle import Handle, State
 from app.pool.lane import Lane, PoolLimits, Waiter
 from app.pool.slot import Slot
@@ -63,6 +63,10 @@ class Pool:
         if self._closed:
             raise NotReady("The server is shutting down.")
         lane = self._lane(model)
+        if lane.failure is not None and not lane.workers and self._now() < lane.not_before:
+            raise by_code(
+                lane.failure.code, lane.failure.message, lane.failure.hint
+            )  # it was tried a moment ago, and will be tried again soon
         waiter = Waiter(solo, asyncio.get_running_loop().create_future())
         (lane.waiting.appendleft if front else lane.waiting.append)(waiter)
         self.pump(lane)
@@ -166,7 +170,7 @@ class Pool:
 
     def _evict_for(self, lane: Lane) -> None:
         """End idle workers of other models, least recently used first; only a process's end gives memory back."""
-        resident = [other for other in self._lanes.values() if other is not lane and other.workers]
+        resident = [other for other in self._lanes.values() if other is not lane and (other.workers or other.starting)]
         surplus = len(resident) + 1 - self._limits.max_resident_models
         idle = sorted((other for other in resident if other.idle), key=lambda other: other.last_used)
         for other in idle[: max(0, surplus)]:
@@ -182,6 +186,7 @@ class Pool:
         error: StenopoolError | None = None
         try:
             await asyncio.sleep(max(0.0, lane.not_before - self._now()))
+            lane.setup = self._setup_for(lane.setup.model)  # afresh: a missing model may have been put there since
             child = await self._spawner.start(lane.setup)
             handle = Handle(lane.setup.model, lane.setup.streams, child, last_pong=self._now(), idle_since=self._now())
             lane.workers.append(handle)
@@ -189,7 +194,7 @@ class Pool:
             watchdog = asyncio.create_task(self._watch(lane, handle))
             await handle.listen(self._now)
             error = _setup_error(handle)
-        except (OSError, EOFError):  # EOFError: the forkserver is gone
+        except Exception:  # OSError, EOFError (the forkserver is gone), RuntimeError (no thread can be started) ...
             log.exception("a worker could not be started", extra={"model": lane.setup.model})
         finally:
             if handle is None:
@@ -213,12 +218,12 @@ class Pool:
         lane.deaths = 0 if useful else lane.deaths + 1
         pause = min(MAX_BACKOFF_S, 0.25 * 2.0 ** (lane.deaths - 1)) if lane.deaths > 1 else 0.0
         lane.not_before = self._now() + pause
-        was_ready = handle is not None and bool(handle.device)
-        if error is None and not was_ready and lane.deaths >= MAX_SETUP_DEATHS:
+        if handle is None or not handle.device:
+            lane.setup_deaths += 1
+        if error is None and lane.setup_deaths >= MAX_SETUP_DEATHS:
             error = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
-        lane.failure = error
-        if error is not None:
-            lane.keep_warm = False
+        if error is not None and not any(worker.state is State.READY for worker in lane.workers):
+            lane.failure = error
             self._fail_waiting(lane, error)
         self.pump(lane)
 
@@ -227,12 +232,16 @@ class Pool:
         try:
             await asyncio.wait_for(asyncio.shield(handle.ready), self._limits.setup_timeout_s)
         except asyncio.TimeoutError:
+            error = ModelUnavailable(
+                f"The model {handle.model!r} took too long to load.", hint="Raise STENOPOOL_SETUP_TIMEOUT_S."
+            )
+            handle.ready.set_exception(error)
             self.kill(handle, "set-up took too long")
             return
         except StenopoolError:
             return
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
-        lane.failure = None
+        lane.failure, lane.setup_deaths = None, 0
         self.pump(lane)
         await self._ping(handle)
         self.kill(handle, "no answer to pings")

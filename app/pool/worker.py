@@ -7,6 +7,7 @@ exit handlers.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import json
@@ -64,7 +65,8 @@ def _detach() -> None:
     os.setpgid(0, 0)
     os.nice(5)  # the server must answer while every core computes
     if sys.platform == "linux":
-        Path("/proc/self/oom_score_adj").write_text("900")
+        with contextlib.suppress(OSError):  # not writable in some sandboxes
+            Path("/proc/self/oom_score_adj").write_text("900")
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 

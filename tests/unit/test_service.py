@@ -534,8 +534,9 @@ async def test_draining_refuses_new_work_and_lets_the_running_end(begin: Begin) 
 
 async def test_stopping_ends_what_runs_and_what_waits(begin: Begin) -> None:
     run = await begin(streams=1)
-    jobs = [run.begin("sleep:60"), run.begin("echo")]
+    jobs = [run.begin("sleep:60")]
     await run.running(1)
+    jobs.append(run.begin("echo"))  # only now: it must be the one that waits
     while len(list(run.service.settings.jobs_dir.glob("*/audio.pcm"))) < 2:
         await asyncio.sleep(0.005)
     await asyncio.wait_for(run.service.pool.close(), 5)

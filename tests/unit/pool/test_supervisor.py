@@ -244,10 +244,46 @@ async def test_worker_that_dies_during_set_up_fails_its_waiters_after_three_trie
         await asyncio.wait_for(run(model="base"), 15)
 
 
-async def test_set_up_that_hangs_is_killed_at_its_deadline(make_pool: Callable[..., Pool], tmp_path: Path) -> None:
+async def test_set_up_that_hangs_is_killed_at_its_deadline_and_not_tried_again(
+    make_pool: Callable[..., Pool], tmp_path: Path
+) -> None:
     run = Runner(make_pool(PoolLimits(setup_timeout_s=0.3)), tmp_path)
-    with pytest.raises(WorkerLost):
-        await asyncio.wait_for(run(model="small"), 15)
+    with pytest.raises(ModelUnavailable, match="too long"):
+        await asyncio.wait_for(run(model="small"), 5)
+    assert run.pool.failures()["small"].code == "model_unavailable"
+
+
+async def test_warm_model_that_failed_is_loaded_once_it_can_be(make_pool: Callable[..., Pool], tmp_path: Path) -> None:
+    pool = make_pool()
+    working, broken = pool._setup_for("demo"), pool._setup_for("tiny")
+    setups = [broken, broken, working]
+    pool._setup_for = lambda model: setups.pop(0) if len(setups) > 1 else setups[0]
+    pool.warm("demo")
+    while not pool.ready:
+        await asyncio.sleep(0.01)
+    await Runner(pool, tmp_path)()
+    assert pool.failures() == {}
+
+
+async def test_hang_up_of_one_job_that_does_not_stop_does_not_kill_its_neighbour(
+    make_pool: Callable[..., Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.pool.slot.CANCEL_GRACE_S", 0.1)
+    run = Runner(make_pool(), tmp_path)
+    began = [asyncio.Event(), asyncio.Event()]
+    neighbour = asyncio.create_task(run("sleep:0.8", began=began[0]))
+    await began[0].wait()
+    stuck = asyncio.create_task(run("hang", timeout_s=1.5, began=began[1]))
+    await began[1].wait()
+    before = run.pids()
+    stuck.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stuck
+    await neighbour
+    assert run.pids() == before
+    while run.pids() == before:  # its own deadline ends it
+        await asyncio.sleep(0.01)
+    await run()
 
 
 async def test_idle_model_is_evicted_when_another_one_needs_the_room(make_pool: Callable[..., Pool], tmp_path: Path) -> None:
