@@ -32,7 +32,7 @@ def test_hub_that_cannot_be_reached_is_a_clear_error_without_its_text(
     engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def unreachable(*_: object, **__: object) -> str:
-        raise ConnectionError("https://hub/secret /root/.cache")
+        raise ConnectionError("https://hub/secret /var/cache")
 
     monkeypatch.setattr(engine.models, "download_model", unreachable)
     with pytest.raises(ModelUnavailable) as error:
