@@ -200,8 +200,7 @@ class Service:
 
     async def download(self, owner: str, folder: Path, url: str) -> tuple[str, Downloaded]:
         """Fetch media from elsewhere into the owner's media folder; its media path, and what it is."""
-        async with self._downloads:
-            found = await download(url, folder, self.settings)
+        found = await self._download(url, folder)
         media_path, target = await self._new_media(owner, found.path.suffix)
         await asyncio.to_thread(shutil.move, found.path, target)  # a rename, or a copy to another file system
         return media_path, found
@@ -219,12 +218,15 @@ class Service:
         if source.upload:
             return source.upload
         if source.url:
-            async with self._downloads:
-                return (await download(source.url, folder, self.settings)).path
+            return (await self._download(source.url, folder)).path
         target = folder / "input"
         wanted = self._visible(owner, source.audio_file or "")
         await copy_inside(self.settings.media_dir, wanted, target, reserve_mb=self.settings.disk_reserve_mb)
         return target
+
+    async def _download(self, url: str, folder: Path) -> Downloaded:
+        async with self._downloads:
+            return await download(url, folder, self.settings)
 
     def _visible(self, owner: str, path: str) -> str:
         """What other keys downloaded looks as if it were not there."""

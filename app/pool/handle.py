@@ -58,7 +58,6 @@ class Handle:
     running: dict[str, Running] = field(default_factory=dict)
     ready: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     last_pong: float = 0.0
-    idle_since: float = 0.0
     finished: int = 0
 
     @property
@@ -115,7 +114,6 @@ class Handle:
                 running.progress(str(message["stage"]), float(message["fraction"]))
         elif kind in ("done", "failed"):
             self._finish(message)
-            self.idle_since = now()
 
     def _finish(self, message: dict[str, Any]) -> None:
         running = self.running.pop(message["job_id"], None)

@@ -64,9 +64,8 @@ class Pool:
             raise NotReady("The server is shutting down.")
         lane = self._lane(model)
         if lane.failure is not None and not lane.workers and self._now() < lane.not_before:
-            raise by_code(
-                lane.failure.code, lane.failure.message, lane.failure.hint
-            )  # it was tried a moment ago, and will be tried again soon
+            # it was tried a moment ago, and will be tried again soon
+            raise by_code(lane.failure.code, lane.failure.message, lane.failure.hint)
         waiter = Waiter(solo, asyncio.get_running_loop().create_future())
         (lane.waiting.appendleft if front else lane.waiting.append)(waiter)
         self.pump(lane)
@@ -188,7 +187,7 @@ class Pool:
             await asyncio.sleep(max(0.0, lane.not_before - self._now()))
             lane.setup = self._setup_for(lane.setup.model)  # afresh: a missing model may have been put there since
             child = await self._spawner.start(lane.setup)
-            handle = Handle(lane.setup.model, lane.setup.streams, child, last_pong=self._now(), idle_since=self._now())
+            handle = Handle(lane.setup.model, lane.setup.streams, child, last_pong=self._now())
             lane.workers.append(handle)
             lane.starting -= 1
             watchdog = asyncio.create_task(self._watch(lane, handle))
