@@ -24,6 +24,13 @@ from app.database import Database, UtcDateTime, metadata
 from app.errors import InputError, StenopoolError
 from app.settings import Settings
 
+LIMITS = {
+    "jobs": "transcriptions that wait or run at once",
+    "audio_s": "seconds of audio that wait or run at once",
+    "requests_per_minute": "transcriptions asked for in a minute",
+}
+"""What a key may have of its own, instead of the server's STENOPOOL_KEY_* settings."""
+
 MIN_CONFIGURED_CHARACTERS = 16
 CACHE_S = 4.0
 """Seconds that a verified key is taken for valid without asking again; a revocation is felt everywhere within them."""
@@ -204,6 +211,8 @@ def _parser() -> argparse.ArgumentParser:
     create = commands.add_parser("create", help="make a key and print it, once")
     create.add_argument("name", help="who or what the key is for")
     create.add_argument("--days", type=_days, help="days until it expires; never, if left out")
+    for name, what in LIMITS.items():
+        create.add_argument(f"--{name.replace('_', '-')}", type=_limit, help=f"{what}; 0: no limit; default: the server's")
     commands.add_parser("list", help="show the keys, without their secrets")
     commands.add_parser("revoke", help="end a key").add_argument("id", help="the 12 digits in the middle of the key")
     return parser
@@ -216,10 +225,18 @@ def _days(text: str) -> timedelta:
     return timedelta(days=days)
 
 
+def _limit(text: str) -> int:
+    limit = int(text)
+    if limit < 0:
+        raise argparse.ArgumentTypeError("a limit is not negative")
+    return limit
+
+
 def _run(ring: KeyRing, options: argparse.Namespace, now: datetime) -> int:
     if options.command == "create":
         expires = None if options.days is None else now + options.days
-        plain, _ = ring.create(options.name, expires)
+        limits = {name: value for name in LIMITS if (value := getattr(options, name)) is not None}
+        plain, _ = ring.create(options.name, expires, limits=limits or None)
         print(plain)
         print("Keep it: it is not shown again.", file=sys.stderr)
         return 0

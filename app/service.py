@@ -1,7 +1,7 @@
 """The use cases: transcribe, extract audio, download. Knows the way of a job; knows nothing of HTTP.
 
-A transcription: a folder of its own → a committed row → decode → its turn → a slot in a worker, once per attempt → the
-result file → the row is finished if the attempt still matches → the folder is gone.
+A transcription: a ticket at the desk → a folder of its own → a committed row → decode → its turn in a worker, once per
+attempt → the result file → the row is finished if the attempt still matches → the folder is gone.
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from app import catalogue
-from app.admission.controller import Gate, Place
-from app.errors import Cancelled, NotReady, QueueTimeout, StenopoolError, WorkerLost
+from app.admission.controller import Controller
+from app.admission.ticket import Ask, Ticket
+from app.desk.desk import Desk
+from app.errors import Cancelled, NotReady, OutOfMemory, StenopoolError, WorkerLost
 from app.formats import Transcript
+from app.intake import Intake, Source
 from app.jobs import Job, Status, TranscribeOptions, new_id
 from app.lock import claim
-from app.media.decode import Decoded, decode
-from app.media.download import Downloaded, download
+from app.media.decode import Decoded
+from app.media.download import Downloaded
 from app.media.extract import Extracted, ExtractOptions, extract
-from app.media.paths import copy_inside, free_bytes, new_name
+from app.media.paths import free_bytes
 from app.media.process import MB
 from app.pool.handle import WorkerDied
 from app.pool.supervisor import Pool
@@ -36,16 +40,6 @@ from app.work import Task, WorkerSetup
 log = logging.getLogger("stenopool.service")
 
 Progress = Callable[[str, float], None]
-OWNED = "by-key"
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the audio comes from: exactly one of an upload that is already in the folder, a media path, a URL."""
-
-    upload: Path | None = None
-    audio_file: str | None = None
-    url: str | None = None
 
 
 def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipeline") -> WorkerSetup:
@@ -73,16 +67,9 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
 class Service:
     """Everything behind the routes. ``pool`` runs the engine; ``store`` keeps the rows."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, pool: Pool) -> None:
-        self.settings, self.store, self.pool = settings, store, pool
-        streams = settings.stream_count * settings.workers_per_model
-        running = min(streams, settings.max_concurrent_transcriptions or streams)
-        self.gate = Gate(running, settings.max_queued, settings.overload_policy)
-        self.extractions = Gate(settings.max_media_jobs, settings.max_queued, settings.overload_policy, "extractions")
-        self.downloads = Gate(settings.max_downloads, settings.max_queued, settings.overload_policy, "downloads")
-        self._media = asyncio.Semaphore(settings.max_media_jobs)
-        self._downloads = asyncio.Semaphore(settings.max_downloads)
-        self._prepared = asyncio.Semaphore(running + 2)  # decoded audio on disk is bounded, waiting uploads stay compressed
+    def __init__(self, settings: Settings, store: AsyncStore, pool: Pool, desk: Desk) -> None:
+        self.settings, self.store, self.pool, self.desk = settings, store, pool, desk
+        self._intake = Intake(settings, desk)
         self._stopping = False
         self._lock: int | None = None
 
@@ -102,6 +89,7 @@ class Service:
         if left:
             log.warning("jobs were interrupted by the last stop", extra={"count": len(left)})
         await asyncio.to_thread(_sweep, self.settings.jobs_dir)
+        await self.desk.start()
         for model in self.warm_models():
             self.pool.warm(model)
 
@@ -119,6 +107,7 @@ class Service:
     async def stop(self) -> None:
         """End everything; what still runs is cut off."""
         self.drain()
+        await self.desk.stop()
         await self.pool.close()
         await self.store.close()
         if self._lock is not None:
@@ -131,20 +120,26 @@ class Service:
             "shutting down": self._stopping,
             "no worker is ready yet": not self.pool.ready,
             "too little free disk": free < self.settings.disk_reserve_mb * MB,
-            "the queue is full": self.gate.taken >= self.gate.places,
+            "the queue is full": self.desk.jobs.is_full,
+            "memory is low": self.desk.jobs.closed_because is not None,
         }
         failed = [f"{model}: {error.message}" for model, error in self.pool.failures().items()]
         return [reason for reason, holds in reasons.items() if holds] + (failed if not self.pool.ready else [])
 
-    def admit(self, gate: Gate) -> Place:
-        """Take a place at one of the gates, before the request's body is read.
+    @contextmanager
+    def admitted(self, controller: Controller, ask: Ask, upload_bytes: int | None) -> Iterator[Ticket]:
+        """Let a request in at one of the desk's controllers, before its body is read, until it ends.
 
         Raises:
-            TooManyActive, NotReady: the caller must come back later.
+            StenopoolError: the caller must go away, or come back later.
         """
         if self._stopping:
             raise NotReady("The server is shutting down.", retry_after_s=5)
-        return gate.enter()
+        ticket = self.desk.enter(controller, ask, upload_bytes)
+        try:
+            yield ticket
+        finally:
+            self.desk.release(controller, ticket)
 
     # -- use cases
 
@@ -164,7 +159,7 @@ class Service:
         folder: Path,
         source: Source,
         options: TranscribeOptions,
-        place: Place,
+        ticket: Ticket,
         progress: Progress | None = None,
     ) -> Transcript:
         """Run one transcription to its end.
@@ -175,12 +170,13 @@ class Service:
         job = Job(folder.name, owner, options, self.store.sync.now())
         try:
             await self.store.run(self.store.sync.add, job)  # inside: a cancelled caller does not know whether it took place
-            input_file = await self._fetch(owner, folder, source)
-            async with self._waiting(self._prepared):
-                decoded = await self._decode(input_file, folder)
-                await self.store.run(self.store.sync.set_duration, job.id, decoded.duration_s)
-                async with self._waiting(place.turn()):
-                    return await self._attempts(job, folder, decoded, progress)
+            self._settle(ticket, options, ticket.audio_s)  # the model may stand in the form
+            input_file = await self._intake.fetch(owner, folder, source)
+            decoded = await self._intake.decode(owner, input_file, folder)
+            await self.store.run(self.store.sync.set_duration, job.id, decoded.duration_s)
+            self._settle(ticket, options, decoded.duration_s)
+            self.desk.disk.resize(ticket.name, 0)  # it is on the disk now
+            return await self._attempts(job, folder, decoded, ticket, progress)
         except asyncio.CancelledError:
             await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
             raise
@@ -191,96 +187,83 @@ class Service:
             await asyncio.shield(self.store.run(self.store.sync.fail, job.id, StenopoolError()))
             raise
 
-    async def extract_audio(self, owner: str, folder: Path, source: Source, options: ExtractOptions) -> tuple[str, Extracted]:
+    async def extract_audio(
+        self, owner: str, folder: Path, source: Source, options: ExtractOptions, ticket: Ticket
+    ) -> tuple[str, Extracted]:
         """Make an audio file in the owner's media folder; its media path, and what it is."""
-        media_path, target = await self._new_media(owner, f".{options.format}")
-        input_file = await self._fetch(owner, folder, source)
-        async with self._media:
+        media_path, target = await self._intake.new_media(owner, f".{options.format}")
+        input_file = await self._intake.fetch(owner, folder, source)
+        async with self._intake.turn(self.desk.media, ticket):
             return media_path, await extract(input_file, target, options, self.settings)
 
-    async def download(self, owner: str, folder: Path, url: str) -> tuple[str, Downloaded]:
+    async def download(self, owner: str, folder: Path, url: str, ticket: Ticket) -> tuple[str, Downloaded]:
         """Fetch media from elsewhere into the owner's media folder; its media path, and what it is."""
-        found = await self._download(url, folder)
-        media_path, target = await self._new_media(owner, found.path.suffix)
+        found = await self._intake.download(url, folder, ticket)
+        media_path, target = await self._intake.new_media(owner, found.path.suffix)
         await asyncio.to_thread(shutil.move, found.path, target)  # a rename, or a copy to another file system
         return media_path, found
 
     # -- steps
 
-    async def _decode(self, input_file: Path, folder: Path) -> Decoded:
-        async with self._media:
-            decoded = await decode(input_file, folder / "audio.pcm", self.settings)
-        await asyncio.to_thread(input_file.unlink, missing_ok=True)
-        return decoded
+    def _settle(self, ticket: Ticket, options: TranscribeOptions, audio_s: float) -> None:
+        asked, ask = ticket.ask, self.desk.prices.transcription(ticket.key, options, audio_s)
+        ask = replace(ask, within_s=asked.within_s, fingerprint=asked.fingerprint, quota=asked.quota)
+        self.desk.jobs.settle(ticket, ask)
 
-    async def _fetch(self, owner: str, folder: Path, source: Source) -> Path:
-        """The input as a file in ``folder``."""
-        if source.upload:
-            return source.upload
-        if source.url:
-            return (await self._download(source.url, folder)).path
-        target = folder / "input"
-        wanted = self._visible(owner, source.audio_file or "")
-        await copy_inside(self.settings.media_dir, wanted, target, reserve_mb=self.settings.disk_reserve_mb)
-        return target
-
-    async def _download(self, url: str, folder: Path) -> Downloaded:
-        async with self._downloads:
-            return await download(url, folder, self.settings)
-
-    def _visible(self, owner: str, path: str) -> str:
-        """What other keys downloaded looks as if it were not there."""
-        first, _, rest = path.partition("/")
-        hidden = first == OWNED and rest.partition("/")[0] != owner
-        return "" if hidden else path
-
-    async def _new_media(self, owner: str, suffix: str) -> tuple[str, Path]:
-        folder = self.settings.media_dir / OWNED / owner
-        for part in (folder.parent, folder):  # one by one: parents made by mkdir would be open to all
-            await asyncio.to_thread(part.mkdir, 0o700, exist_ok=True)
-        name = new_name(suffix)
-        return f"{OWNED}/{owner}/{name}", folder / name
-
-    @asynccontextmanager
-    async def _waiting(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
-        """A place of ``places``, waited for no longer than the queue timeout."""
-        # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
-        turn = asyncio.ensure_future(places.acquire())
-        try:
-            if not (await asyncio.wait({turn}, timeout=self.settings.queue_timeout_s))[0]:
-                raise QueueTimeout("The request waited in line for too long.")
-            yield
-        finally:
-            if turn.done() and not turn.cancelled():
-                places.release()
-            turn.cancel()
-
-    async def _attempts(self, job: Job, folder: Path, decoded: Decoded, progress: Progress | None) -> Transcript:
+    async def _attempts(
+        self, job: Job, folder: Path, decoded: Decoded, ticket: Ticket, progress: Progress | None
+    ) -> Transcript:
         """Try until it works, fails, or has ended its worker ``max_deaths`` times.
 
         After the first death the job runs in a worker of its own, so that it is clear who is to blame; a death that
         others may have caused is not counted.
         """
         timeout_s = self.settings.job_timeout_s + self.settings.job_timeout_factor * decoded.duration_s
-        deaths, died = 0, False
+        line_s = self.settings.queue_timeout_s
+        deaths, of_memory = 0, False
         while deaths < self.settings.max_deaths:
-            with await self.pool.acquire(job.options.model, solo=died, front=died) as slot:
+            waited_s = time.monotonic() - ticket.entered_at
+            slot = await self.desk.turn(self.desk.jobs, ticket, line_s if ticket.solo else max(0.0, line_s - waited_s))
+            assert slot is not None
+            with slot:
                 started = await self.store.run(self.store.sync.start, job.id)
                 if started is None:
                     raise Cancelled("The job was cancelled.")
-                result = folder / f"result-{started.attempts}.json"
-                task = Task(job.id, started.attempts, str(decoded.path), str(result), job.options)
+                result, batch = folder / f"result-{started.attempts}.json", self.desk.batch_size(ticket)
+                path = str(decoded.path)
+                task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch)
                 try:
-                    await slot.run(task, timeout_s, progress)
+                    measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
+                    self.desk.prices.learn_job(job.options, decoded.duration_s, batch, measured)
                     return await self._finish(job.id, started.attempts, result)
                 except WorkerDied as death:
-                    died = True
                     deaths += death.alone
+                    of_memory = await self._died(job, decoded, death)
                     await self.store.run(self.store.sync.requeue, job.id, started.attempts, charge=death.alone)
-        raise WorkerLost(
+            self.desk.again(ticket)
+        kind = OutOfMemory if of_memory else WorkerLost
+        raise kind(
             f"This audio ended its worker process {deaths} times.",
-            hint="The audio is damaged or too large; try another encoding.",
+            hint=None if of_memory else "The audio is damaged or too large; try another encoding.",
         )
+
+    def _watched(self, ticket: Ticket, options: TranscribeOptions, progress: Progress | None) -> Progress:
+        """Tells the desk how far the job is, where that says how long it will take (alignment comes on top)."""
+
+        def report(stage: str, fraction: float) -> None:
+            if stage == "transcribe" and not options.word_timestamps:
+                self.desk.jobs.progressed(ticket, fraction)
+            if progress is not None:
+                progress(stage, fraction)
+
+        return report
+
+    async def _died(self, job: Job, decoded: Decoded, death: WorkerDied) -> bool:
+        """Whether it was for lack of memory; the next such job is billed more then."""
+        of_memory = await self.desk.died_of_memory()
+        if of_memory and death.alone:
+            self.desk.prices.learn_death(job.options, decoded.duration_s)
+        return of_memory
 
     async def _finish(self, job_id: str, attempt: int, result: Path) -> Transcript:
         transcript = Transcript.from_dict(json.loads(await asyncio.to_thread(result.read_bytes)))

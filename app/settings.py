@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app import cgroups
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -63,13 +66,28 @@ class Settings(BaseSettings):
     overload_policy: Literal["queue", "reject"] = _named(
         "OVERLOAD_POLICY", "queue", "What happens when every place is taken: wait in line, or 429 at once."
     )
-    railway_ram_mb: int | None = _named("RAILWAY_RAM_MB", None, "Memory of the container. Not used yet.", ge=1)
+    railway_ram_mb: int | None = _named("RAILWAY_RAM_MB", None, "Memory of the container, in MB of 2^20 bytes.", ge=64)
+    memory_limit_mb: int | None = _own("MEMORY_LIMIT_MB", None, "Memory that the server may use, in MB of 2^20 bytes.", ge=64)
+    host_reserve_mb: int = _own("HOST_RESERVE_MB", 2000, "Memory that a machine keeps for its system and other programs.", ge=0)
+    container_reserve_mb: int = _own("CONTAINER_RESERVE_MB", 500, "The same in a container, or under a stated limit.", ge=0)
     max_queued: int = _own("MAX_QUEUED", 200, "Transcriptions that may wait in line; above it the answer is 429.", ge=0)
+    max_queue_s: float = _own("MAX_QUEUE_S", 900.0, "Predicted seconds of waiting above which the answer is 429.", ge=0)
+    large_wait_s: float = _own(
+        "LARGE_WAIT_S", 30.0, "Seconds that smaller jobs may pass one that memory keeps from starting.", ge=0
+    )
+    key_jobs: int = _own("KEY_JOBS", 0, "Transcriptions of one key that wait or run. 0: no limit.", ge=0)
+    key_audio_s: float = _own("KEY_AUDIO_S", 0.0, "Seconds of audio of one key that wait or run. 0: no limit.", ge=0)
+    key_requests_per_minute: int = _own(
+        "KEY_REQUESTS_PER_MINUTE", 0, "Transcriptions per minute of one key. 0: no limit.", ge=0
+    )
     queue_timeout_s: float = _own("QUEUE_TIMEOUT", 3600.0, "Seconds that a transcription may wait in line before 504.", gt=0)
     streams: int = _own("STREAMS", 0, "Jobs that one worker runs at once, sharing the weights. 0: cores, 4 at most.", ge=0)
     threads: int = _own("THREADS", 0, "Threads per stream. 0: cores divided by streams.", ge=0)
     workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model.", ge=1, le=64)
-    max_resident_models: int = _own("MAX_RESIDENT_MODELS", 2, "Models that are warm at once; idle ones are evicted.", ge=1)
+    max_resident_models: int = _own(
+        "MAX_RESIDENT_MODELS", 0, "Models that are loaded at once; idle ones are evicted. 0: as many as fit.", ge=0
+    )
+    idle_ttl_s: float = _own("IDLE_TTL_S", 900.0, "Seconds after which an idle model is unloaded, if not kept warm.", gt=0)
     ping_interval_s: float = _own("PING_INTERVAL_S", 2.0, "Seconds between two pings of a worker.", gt=0)
     ping_timeout_s: float = _own("PING_TIMEOUT_S", 15.0, "Seconds without an answer after which a worker is killed.", gt=0)
     setup_timeout_s: float = _own("SETUP_TIMEOUT_S", 900.0, "Seconds that starting a worker may take, download included.", gt=0)
@@ -123,8 +141,10 @@ class Settings(BaseSettings):
 
     @cached_property
     def cores(self) -> int:
-        """Cores this process may run on."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Cores this process may use: by affinity, and by the container's quota, rounded down, at least 1."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        quota = cgroups.cpu_quota()
+        return cores if quota is None else max(1, min(cores, math.floor(quota + 0.01)))
 
     @cached_property
     def stream_count(self) -> int:

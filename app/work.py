@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 from app.jobs import TranscribeOptions
+
+
+class Blocked(Enum):
+    """Why a job cannot start now."""
+
+    BUSY = "every stream of its model is taken"
+    LOADING = "its model is being loaded"
+    MEMORY = "there is no memory for it"
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,19 @@ class WorkerSetup:
 
 @dataclass(frozen=True)
 class Task:
-    """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``."""
+    """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``.
+
+    ``reserved_bytes`` is what it is predicted to need; where several jobs run in one worker, what the process really took
+    is shared out between them in this proportion. ``batch_size`` (windows) is smaller than the worker's own under pressure.
+    """
 
     job_id: str
     attempt: int
     pcm_path: str
     result_path: str
     options: TranscribeOptions
+    reserved_bytes: int = 0
+    batch_size: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -36,6 +36,7 @@ class Pipeline:
         self._model, self.device = load(setup)
         self._aligner = Aligner(setup, align_device(setup.align_device))
         self._pyannote = PyannoteVad(self.device)
+        self._warm_up()
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """The result as plain JSON values, as :meth:`app.formats.Transcript.to_dict` has them.
@@ -48,7 +49,8 @@ class Pipeline:
         pcm = _map_pcm(task.pcm_path)
         checked = _checked(report, cancelled)
         windows = find_windows(pcm, options.vad, self._pyannote, lambda done: checked("vad", done))
-        segments, language, probability = self._recognise(pcm, windows, options, checked)
+        size = min(self._setup.batch_size, task.batch_size or self._setup.batch_size)
+        segments, language, probability = self._recognise(pcm, windows, options, size, checked)
         if options.word_timestamps:
             segments = self._align(pcm, segments, language, checked)
         return {
@@ -60,14 +62,22 @@ class Pipeline:
             "segments": [{**segment, "id": number} for number, segment in enumerate(segments)],
         }
 
+    def _warm_up(self) -> None:
+        """One silent window, so that the first job neither waits for nor is billed for what is made at first use."""
+        silence = np.zeros(RATE, np.int16)
+        options = TranscribeOptions(self._setup.model, language="en")
+        find_windows(silence, options.vad, self._pyannote, lambda done: None)
+        self._recognise(silence, [Window(0.0, 1.0)], options, 1, lambda stage, done: None)
+
     def _recognise(
-        self, pcm: np.ndarray, windows: list[Window], options: TranscribeOptions, report: Report
+        self, pcm: np.ndarray, windows: list[Window], options: TranscribeOptions, size: int, report: Report
     ) -> tuple[list[dict[str, Any]], str | None, float | None]:
+        """Segments of all windows, ``size`` at a time."""
         language, probability = options.language, None
         segments: list[dict[str, Any]] = []
-        for first in range(0, len(windows), self._setup.batch_size):
-            batch = windows[first : first + self._setup.batch_size]
-            encoded = self._model.encode(self._model.log_mels([samples(pcm, w.start, w.end) for w in batch]))
+        for first in range(0, len(windows), size):
+            batch = windows[first : first + size]
+            encoded = self._model.encode_each(self._model.log_mels([samples(pcm, w.start, w.end) for w in batch]))
             if language is None:
                 language, probability = self._model.language_of(encoded)
             tokenizer = self._model.tokenizer_for(language, options.task)

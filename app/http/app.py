@@ -11,10 +11,12 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from app.desk.desk import Desk
 from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
+from app.http import capacity, routes
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
-from app.http.routes import router
 from app.keys import Key, KeyRing
+from app.measurements import Measurements
 from app.pool.lane import PoolLimits
 from app.pool.spawn import Spawner
 from app.pool.supervisor import Pool
@@ -41,9 +43,12 @@ def build_service(settings: Settings, engine: str = ENGINE, preload: tuple[str, 
         ping_interval_s=settings.ping_interval_s,
         ping_timeout_s=settings.ping_timeout_s,
         setup_timeout_s=settings.setup_timeout_s,
+        idle_ttl_s=settings.idle_ttl_s,
     )
     pool = Pool(Spawner(preload), setup_for, limits)
-    return Service(settings, AsyncStore(Store(settings.store_url)), pool)
+    store = Store(settings.store_url)
+    desk = Desk(settings, pool, Measurements(store))
+    return Service(settings, AsyncStore(store), pool, desk)
 
 
 def create_app(settings: Settings, build: Callable[[Settings], Service] = build_service) -> ASGIApp:
@@ -68,7 +73,8 @@ def create_app(settings: Settings, build: Callable[[Settings], Service] = build_
     app = FastAPI(
         title="Stenopool", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan, redoc_url=None, redirect_slashes=False
     )
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(capacity.router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)

@@ -20,7 +20,7 @@ from app.media.paths import require_disk
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
-_WRITE_BYTES = 1024 * 1024
+_WRITE_BYTES = 256 * 1024
 _FORM, _MULTIPART, _JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 
 
@@ -59,6 +59,23 @@ async def read_body(request: Request, folder: Path, reserve_mb: int) -> Body:
     finally:
         await sink.close()
     return Body(fields, sink.path if sink.opened else None)
+
+
+async def read_fields(request: Request) -> dict[str, str]:
+    """The fields of a request that carries no file: its query, and a JSON or urlencoded body.
+
+    Raises:
+        InputError: malformed, or another kind of body.
+    """
+    fields = dict(request.query_params)
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    content_type = kind.decode("latin-1").lower()
+    if content_type == _MULTIPART:
+        return fields | await _multipart(request, options.get(b"boundary"), NoFile(Path(), 0))
+    body = await _small(request)
+    if content_type == _FORM:
+        return fields | dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
+    return fields | _json_fields(body) if body else fields
 
 
 async def _stream(request: Request) -> AsyncIterator[bytes]:
@@ -151,6 +168,14 @@ class FileSink:
         finally:
             if self._file is not None:
                 self._file.close()
+
+
+class NoFile(FileSink):
+    """For routes that take no file."""
+
+    def open(self) -> None:
+        """Refuse it."""
+        raise InputError("This route takes no file.", param="file")
 
 
 @dataclass

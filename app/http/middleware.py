@@ -49,7 +49,7 @@ class RequestMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SAFE_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
-        state["request_id"], state["unread"] = request_id, _has_body(Headers(scope=scope))
+        state["request_id"], state["unread"], state["headers"] = request_id, _has_body(Headers(scope=scope)), {}
         token = logs.request_id.set(request_id)
         try:
             await self._serve(scope, _watched(receive, state), send)
@@ -67,6 +67,7 @@ class RequestMiddleware:
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = scope["state"]["request_id"]
                 headers["x-content-type-options"] = "nosniff"
+                headers.update(scope["state"]["headers"])
             await send(message)
 
         try:
@@ -101,7 +102,7 @@ class AuthMiddleware:
         key = await self._verify(plain) if plain else None
         if key is None:
             raise AuthError("The API key is missing." if not plain else "The API key is not valid.")
-        scope.setdefault("state", {})["owner"] = key.id
+        scope.setdefault("state", {}).update(owner=key.id, limits=key.limits)
         await self.app(scope, receive, send)
 
 

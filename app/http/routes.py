@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,10 +13,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from app import catalogue
-from app.admission.controller import Gate, Place
-from app.errors import Cancelled, InputError
+from app.admission.controller import Controller
+from app.admission.ticket import Ask, Ticket
+from app.errors import Cancelled, DeadlineExceeded, InputError
 from app.formats import render
 from app.http import schemas
+from app.http.asking import media_ask, transcription_ask, upload_bytes
 from app.http.body import Body, read_body
 from app.service import Service
 
@@ -35,20 +38,35 @@ def _owner(request: Request) -> str:
 
 
 @asynccontextmanager
-async def _intake(request: Request, gate: Gate) -> AsyncIterator[tuple[Path, Body, Place]]:
-    """A place at the gate, a folder, and only then the body."""
+async def _intake(request: Request, controller: Controller, ask: Ask) -> AsyncIterator[tuple[Path, Body, Ticket]]:
+    """A ticket at the desk, a folder, and only then the body."""
     service = _service(request)
-    with service.admit(gate) as place:
-        async with service.folder() as folder:
-            yield folder, await read_body(request, folder, service.settings.disk_reserve_mb), place
+    headers = request.state.headers
+    try:
+        with service.admitted(controller, ask, upload_bytes(request)) as ticket:
+            headers.update(controller.quotas.headers(ask.key, ask.quota))
+            async with service.folder() as folder:
+                yield folder, await read_body(request, folder, service.settings.disk_reserve_mb), ticket
+            if ask.within_s is not None:
+                headers["preference-applied"] = f"wait={ask.within_s:g}"
+            headers["x-queue-wait-ms"] = str(int(ticket.waited_s * 1000))
+    finally:
+        headers.update(controller.quotas.headers(ask.key, ask.quota))
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled as soon as the client hangs up. The body must have been read."""
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], ticket: Ticket) -> T:
+    """The result of ``work``, which is cancelled as soon as the client hangs up or has waited for as long as it wanted to.
+
+    The body must have been read.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
+    within_s = ticket.ask.within_s
+    left_s = None if within_s is None else max(0.0, within_s - (time.monotonic() - ticket.entered_at))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=left_s)
+        if not task.done() and not gone.done():
+            raise DeadlineExceeded("The answer was not ready in the time that the caller was going to wait.")
         if not task.done():
             raise Cancelled("The client went away.")
         return await task
@@ -71,12 +89,12 @@ async def transcribe(request: Request) -> Response:
     """
     service = _service(request)
     default = service.settings.model_size
-    schemas.parse(schemas.TranscribeParams, dict(request.query_params)).options(default)  # before the upload, not after it
-    async with _intake(request, service.gate) as (folder, body, place):
+    asked = schemas.parse(schemas.TranscribeParams, dict(request.query_params)).options(default)  # before the upload
+    async with _intake(request, service.desk.jobs, transcription_ask(request, asked)) as (folder, body, ticket):
         params = schemas.parse(schemas.TranscribeParams, body.fields)
         source = schemas.source_of(params, body.file)
-        work = service.transcribe(_owner(request), folder, source, params.options(default), place)
-        transcript = await _unless_gone(request, work)
+        work = service.transcribe(_owner(request), folder, source, params.options(default), ticket)
+        transcript = await _unless_gone(request, work, ticket)
     rendered = await asyncio.to_thread(render, transcript, params.response_format, words=params.word_timestamps)
     return Response(rendered.body, media_type=rendered.media_type)
 
@@ -86,10 +104,12 @@ async def extract_audio(request: Request) -> Response:
     """Take the sound out of a file or video and write it into the media folder; ``audio_file`` is its path there."""
     service = _service(request)
     schemas.parse(schemas.ExtractParams, dict(request.query_params)).options()
-    async with _intake(request, service.extractions) as (folder, body, _):
+    controller = service.desk.media
+    async with _intake(request, controller, media_ask(request, controller)) as (folder, body, ticket):
         params = schemas.parse(schemas.ExtractParams, body.fields)
         source = schemas.source_of(params, body.file)
-        path, made = await _unless_gone(request, service.extract_audio(_owner(request), folder, source, params.options()))
+        work = service.extract_audio(_owner(request), folder, source, params.options(), ticket)
+        path, made = await _unless_gone(request, work, ticket)
     return JSONResponse(
         {
             "audio_file": path,
@@ -106,11 +126,12 @@ async def extract_audio(request: Request) -> Response:
 async def download(request: Request) -> Response:
     """Fetch a video or audio file into the media folder; ``audio_file`` is its path there."""
     service = _service(request)
-    async with _intake(request, service.downloads) as (folder, body, _):
+    controller = service.desk.downloads
+    async with _intake(request, controller, media_ask(request, controller)) as (folder, body, ticket):
         params = schemas.parse(schemas.DownloadParams, body.fields)
         if body.file:
             raise InputError("This route takes a url, not a file.", param="file")
-        path, found = await _unless_gone(request, service.download(_owner(request), folder, params.url))
+        path, found = await _unless_gone(request, service.download(_owner(request), folder, params.url, ticket), ticket)
     return JSONResponse(
         {
             "audio_file": path,

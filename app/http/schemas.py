@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from app import catalogue
 from app.errors import InputError, StenopoolError, UnknownModel
+from app.intake import Source
 from app.jobs import TranscribeOptions, VadOptions
 from app.languages import parse_language
 from app.media.extract import ExtractOptions
-from app.service import Source
 
 P = TypeVar("P", bound=BaseModel)
 
@@ -30,8 +30,10 @@ class _Input(BaseModel):
     url: str | None = Field(None, max_length=2048, description="An http(s) address, or a page that a yt-dlp extractor knows.")
 
 
-class TranscribeParams(_Input):
-    """Options of ``POST /transcribe``."""
+class _Options(BaseModel):
+    """How to transcribe."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     provider: Literal["local"] = Field("local", description="Who transcribes.")
     model_size: str | None = Field(None, description="Name of the model; see GET /models.")
@@ -103,6 +105,29 @@ class TranscribeParams(_Input):
                 chunk_s=self.chunk_size or spec.chunk_s,
             ),
         )
+
+
+class TranscribeParams(_Input, _Options):
+    """Options of ``POST /transcribe``."""
+
+
+class EstimateParams(_Options):
+    """Options of ``POST /estimate``: those of ``/transcribe``, and a length instead of audio."""
+
+    minutes: float | None = Field(None, gt=0, le=100_000, description="Length of the audio in minutes.")
+    seconds: float | None = Field(None, gt=0, le=6_000_000, description="Length of the audio in seconds.")
+
+    @property
+    def audio_s(self) -> float:
+        """Length of the audio, seconds.
+
+        Raises:
+            InputError: not given exactly once.
+        """
+        given = [value for value in (self.seconds, self.minutes and self.minutes * 60) if value]
+        if len(given) != 1:
+            raise InputError("Say how long the audio is: minutes= or seconds=.", param="minutes")
+        return float(given[0])
 
 
 class ExtractParams(_Input):

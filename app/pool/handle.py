@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,22 +36,39 @@ class WorkerDied(Exception):
         self.alone = alone
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a run took: seconds, and the most bytes beyond what the idle worker keeps."""
+
+    seconds: float
+    bytes: int
+
+
 @dataclass
 class Running:
-    """A job inside a worker: the future is set when the worker has answered or is dead."""
+    """A job inside a worker: the future is set when the worker has answered or is dead. ``since``: monotonic seconds."""
 
     task: Task
-    done: asyncio.Future[None]
+    done: asyncio.Future[Measured]
     progress: Progress | None
+    since: float
 
 
 @dataclass(eq=False)
 class Handle:
-    """One worker process. ``reserved`` slots are taken by callers that have not sent their job yet."""
+    """One worker process. ``reserved`` slots are taken by callers that have not sent their job yet.
+
+    ``name`` is its name in the memory ledger, ``kept_bytes`` what it keeps when idle, ``peak_bytes`` the most
+    that it took while loading.
+    """
 
     model: str
     streams: int
     child: Child
+    name: str = ""
+    on_idle: Callable[[Handle, int], None] | None = None
+    kept_bytes: int = 0
+    peak_bytes: int = 0
     state: State = State.STARTING
     device: str = ""
     reserved: int = 0
@@ -78,7 +96,7 @@ class Handle:
 
     def begin(self, task: Task, progress: Progress | None) -> Running:
         """Send a job to the worker."""
-        running = Running(task, asyncio.get_running_loop().create_future(), progress)
+        running = Running(task, asyncio.get_running_loop().create_future(), progress, time.monotonic())
         self.running[task.job_id] = running
         self.send("run", task=task.to_dict())
         return running
@@ -104,6 +122,7 @@ class Handle:
         if self.state is State.DEAD or (kind in ("ready", "setup_failed") and self.ready.done()):
             return  # what was still in the pipe of a worker that has been given up
         if kind == "ready":
+            self.kept_bytes, self.peak_bytes = int(message["bytes"]), int(message["peak_bytes"])
             self.state, self.device = State.READY, message["device"]
             self.ready.set_result(None)
         elif kind == "setup_failed":
@@ -116,12 +135,14 @@ class Handle:
             self._finish(message)
 
     def _finish(self, message: dict[str, Any]) -> None:
+        if message.get("idle_bytes") is not None and self.on_idle is not None:
+            self.on_idle(self, int(message["idle_bytes"]))
         running = self.running.pop(message["job_id"], None)
         if running is None or running.done.done():
             return
         self.finished += 1
         if message["type"] == "done":
-            running.done.set_result(None)
+            running.done.set_result(Measured(float(message["seconds"]), int(message["peak_bytes"])))
         else:
             running.done.set_exception(_error(message))
 

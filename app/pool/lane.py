@@ -1,55 +1,109 @@
-"""The line in front of one model, as data."""
+"""The workers of one model, as data; and what the pool needs to know of memory."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from app.errors import StenopoolError
 from app.pool.handle import Handle, State
 from app.work import WorkerSetup
 
 
+class Memory(Protocol):
+    """Where bytes are reserved, by name; see :mod:`app.admission.ledger`."""
+
+    @property
+    def free(self) -> int:
+        """Bytes that can be taken."""
+        ...
+
+    def take(self, name: str, amount: int) -> bool:
+        """Reserve bytes, or nothing where they do not fit."""
+        ...
+
+    def resize(self, name: str, amount: int) -> int:
+        """Correct a reservation."""
+        ...
+
+    def held(self, name: str) -> int:
+        """What ``name`` holds."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Give back."""
+        ...
+
+
+class Desk(Protocol):
+    """Who prices and watches the workers; see :mod:`app.desk`."""
+
+    @property
+    def memory(self) -> Memory:
+        """The ledger that workers are billed to."""
+        ...
+
+    def load_bytes(self, model: str) -> int:
+        """What loading a worker takes at its peak."""
+        ...
+
+    def loaded(self, model: str, kept: int, peak: int, seconds: float) -> int:
+        """A worker is ready and keeps so many bytes; what to bill it from now on."""
+        ...
+
+    def idles(self, model: str, kept: int) -> int:
+        """A worker has nothing to do and keeps so many bytes; what to bill it from now on."""
+        ...
+
+    def changed(self) -> None:
+        """A place or memory may have come free."""
+        ...
+
+    def failed(self, model: str, error: StenopoolError) -> None:
+        """The model cannot be loaded."""
+        ...
+
+
 @dataclass(frozen=True)
 class PoolLimits:
-    """Seconds and counts; see :mod:`app.settings` for their meaning."""
+    """Seconds and counts; see :mod:`app.settings` for their meaning. ``max_resident_models``: 0 is as many as fit."""
 
     workers_per_model: int = 1
-    max_resident_models: int = 2
+    max_resident_models: int = 0
     ping_interval_s: float = 2.0
     ping_timeout_s: float = 15.0
     setup_timeout_s: float = 900.0
-
-
-@dataclass(eq=False)
-class Waiter:
-    """A caller in line."""
-
-    solo: bool
-    granted: asyncio.Future[Handle]
+    idle_ttl_s: float = 900.0
 
 
 @dataclass(eq=False)
 class Lane:
-    """Everything about one model."""
+    """Everything about one model. ``wanted``: a job asked for it since it was last loaded or given up."""
 
     setup: WorkerSetup
-    waiting: deque[Waiter] = field(default_factory=deque)
     workers: list[Handle] = field(default_factory=list)
     starting: int = 0
     deaths: int = 0
     setup_deaths: int = 0
     not_before: float = 0.0
     keep_warm: bool = False
+    wanted: bool = False
     last_used: float = 0.0
+    retry: asyncio.TimerHandle | None = None
     failure: StenopoolError | None = None
 
     @property
+    def loading(self) -> bool:
+        """Whether a worker of it is being started."""
+        return self.starting > 0 or any(worker.state is State.STARTING for worker in self.workers)
+
+    @property
     def idle(self) -> bool:
-        """Whether nothing runs here or waits."""
-        return (
-            not self.waiting
-            and not self.starting
-            and all(worker.load == 0 and worker.state is not State.STARTING for worker in self.workers)
-        )
+        """Whether nothing runs here or loads."""
+        return not self.loading and all(worker.load == 0 for worker in self.workers)
+
+    @property
+    def alive(self) -> list[Handle]:
+        """Workers that have not been given up."""
+        return [worker for worker in self.workers if worker.state is not State.DEAD]

@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from app.errors import DeadlineExceeded, StenopoolError
-from app.pool.handle import Handle, Progress, Running, State, WorkerDied
+from app.pool.handle import Handle, Measured, Progress, Running, State, WorkerDied
 from app.pool.lane import Lane
 from app.work import Task
 
@@ -16,8 +16,8 @@ CANCEL_GRACE_S = 5.0
 class Host(Protocol):
     """What a slot needs of its pool."""
 
-    def pump(self, lane: Lane) -> None:
-        """Hand free places to those who wait."""
+    def changed(self, lane: Lane) -> None:
+        """A place may have come free."""
 
     def kill(self, handle: Handle, reason: str, culprit: str | None = None) -> None:
         """End a worker; its jobs other than ``culprit`` see :class:`WorkerDied`."""
@@ -37,14 +37,14 @@ class Slot:
         self._give_up()
         if self._solo:
             self._handle.exclusive = False
-        self._host.pump(self._lane)
+        self._host.changed(self._lane)
 
     def _give_up(self) -> None:
         if self._held:
             self._held = False
             self._handle.reserved -= 1
 
-    async def run(self, task: Task, timeout_s: float, progress: Progress | None = None) -> None:
+    async def run(self, task: Task, timeout_s: float, progress: Progress | None = None) -> Measured:
         """Run one attempt; when it returns, the result file is on disk.
 
         Raises:
@@ -58,7 +58,7 @@ class Slot:
             raise WorkerDied(alone=False)
         running = handle.begin(task, progress)
         try:
-            await asyncio.wait_for(asyncio.shield(running.done), timeout_s)
+            return await asyncio.wait_for(asyncio.shield(running.done), timeout_s)
         except asyncio.TimeoutError:
             self._host.kill(handle, f"job {task.job_id} ran over its deadline", culprit=task.job_id)
             raise DeadlineExceeded("The transcription took longer than it may.") from None
@@ -88,9 +88,9 @@ class Slot:
         if not running.done.done():
             self._host.kill(self._handle, f"job {running.task.job_id} did not stop", culprit=running.task.job_id)
 
-    def _forget(self, done: asyncio.Future[None], late: asyncio.TimerHandle) -> None:
+    def _forget(self, done: asyncio.Future[Measured], late: asyncio.TimerHandle) -> None:
         """An abandoned job has ended: nobody asks how, and its place is free."""
         late.cancel()
         if not done.cancelled():
             done.exception()
-        self._host.pump(self._lane)
+        self._host.changed(self._lane)

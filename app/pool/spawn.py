@@ -18,10 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 
+import psutil
+
 from app.pool import messages, worker
 from app.work import WorkerSetup
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+
+ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
+"""glibc's settings for workers, read when a process starts: without them a worker keeps twice as much after a long file.
+Lower thresholds give no memory back that these do not, and cost page faults (``docs/decisions/0010``)."""
 
 
 class Child:
@@ -41,11 +47,21 @@ class Child:
         self._reaped = False
         assert process.pid is not None
         self.pid: int = process.pid
+        self._identity: psutil.Process | None = None
+        with contextlib.suppress(psutil.Error):  # gone already
+            self._identity = psutil.Process(self.pid)
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs; false once it has been reaped."""
-        return not self._reaped and self.process.is_alive()
+        """Whether the process runs; false once it has been reaped.
+
+        Asked of the system (pid and start time), because ``Process.is_alive`` takes a worker for dead whose forkserver died.
+        """
+        try:
+            here = self._identity is not None and self._identity.is_running()
+            return here and not self._reaped and self._identity.status() != psutil.STATUS_ZOMBIE  # type: ignore[union-attr]
+        except psutil.Error:
+            return False
 
     def kill(self) -> None:
         """SIGKILL the worker and whatever it started."""
@@ -61,12 +77,18 @@ class Child:
         await loop.run_in_executor(self._threads, self.process.join, timeout_s)
         if self.alive:
             self.kill()
-            await loop.run_in_executor(self._threads, self.process.join, timeout_s)
+            await loop.run_in_executor(self._threads, self._wait, timeout_s)
         code = self.process.exitcode
         if code is not None:
             self._reaped = True
             self.process.close()
         return code
+
+    def _wait(self, timeout_s: float) -> None:
+        self.process.join(timeout_s)
+        with contextlib.suppress(psutil.Error):
+            if self._identity is not None and self.alive:
+                self._identity.wait(timeout_s)
 
 
 class Spawner:
@@ -74,6 +96,8 @@ class Spawner:
 
     def __init__(self, preload: tuple[str, ...]) -> None:
         self._context = multiprocessing.get_context(METHOD)
+        for name, value in ALLOCATOR.items():
+            os.environ.setdefault(name, value)  # inherited by the forkserver, and so by the workers
         if METHOD == "forkserver":
             self._context.set_forkserver_preload(list(preload))
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="spawn")

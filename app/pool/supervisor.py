@@ -4,8 +4,8 @@ Why not a library: ``concurrent.futures`` is broken for ever by one abrupt death
 killed worker held, Celery cannot route to a warm model. Here every worker has a pipe of its own, the parent knows which
 jobs each one holds, and nothing is shared, so a worker can be killed at any moment.
 
-A caller takes a :class:`Slot` (waiting in line where all are busy), runs one attempt in it, and gives it back. Whether a
-job whose worker died is tried again is the caller's business (:mod:`app.service`).
+A caller takes a :class:`Slot`, runs one attempt in it, and gives it back. Who may take one, and when, is decided elsewhere
+(:mod:`app.admission`), and whether a job whose worker died is tried again too (:mod:`app.service`).
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any
 from app import logs
 from app.errors import Cancelled, ModelUnavailable, NotReady, StenopoolError, WorkerLost, by_code
 from app.pool.handle import Handle, State
-from app.pool.lane import Lane, PoolLimits, Waiter
+from app.pool.lane import Desk, Lane, PoolLimits
+from app.pool.residency import Residency
 from app.pool.slot import Slot
 from app.pool.spawn import Spawner
-from app.work import WorkerSetup
+from app.work import Blocked, WorkerSetup
 
 log = logging.getLogger("stenopool.pool")
 
@@ -31,7 +32,10 @@ MAX_SETUP_DEATHS = 3
 
 
 class Pool:
-    """See the module. ``setup_for(model)`` describes the worker of a model; ``now`` is a monotonic clock in seconds."""
+    """See the module. ``setup_for(model)`` describes the worker of a model; ``now`` is a monotonic clock in seconds.
+
+    ``desk`` must be set before anything is started: it holds the memory ledger and hears of every change.
+    """
 
     def __init__(
         self,
@@ -41,50 +45,78 @@ class Pool:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spawner, self._setup_for, self._limits, self._now = spawner, setup_for, limits, now
+        self.desk: Desk
         self._lanes: dict[str, Lane] = {}
+        self._residency = Residency(self._lanes, limits, self._evict, lambda: self.desk.memory, now)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._number = 0
         self._closed = False
 
     # -- what callers use
 
     def warm(self, model: str) -> None:
-        """Start the workers of ``model`` now and keep them."""
+        """Start the workers of ``model`` now, or as soon as there is memory, and keep them."""
         lane = self._lane(model)
         lane.keep_warm = True
-        self.pump(lane)
+        self._fill(lane, frozenset({model}))
 
-    async def acquire(self, model: str, *, solo: bool = False, front: bool = False) -> Slot:
-        """Wait in line for a place in a worker of ``model``.
+    def take(self, model: str, *, solo: bool = False, keep: frozenset[str] = frozenset()) -> Slot | Blocked | StenopoolError:
+        """A place in a worker of ``model`` (``solo``: that no other job shares), or why there is none now, or ever.
 
-        Raises:
-            NotReady: the pool is closed.
-            StenopoolError: the model cannot be loaded.
+        Where no worker is loaded, loading begins if it fits, at the cost of idle models that are not in ``keep``.
         """
         if self._closed:
-            raise NotReady("The server is shutting down.")
+            return NotReady("The server is shutting down.")
         lane = self._lane(model)
-        if lane.failure is not None and not lane.workers and self._now() < lane.not_before:
-            # it was tried a moment ago, and will be tried again soon
-            raise by_code(lane.failure.code, lane.failure.message, lane.failure.hint)
-        waiter = Waiter(solo, asyncio.get_running_loop().create_future())
-        (lane.waiting.appendleft if front else lane.waiting.append)(waiter)
-        self.pump(lane)
-        try:
-            handle = await waiter.granted
-        except asyncio.CancelledError:
-            self._withdraw(lane, waiter)
-            raise
-        return Slot(self, lane, handle, solo)
+        lane.last_used = self._now()
+        free = [worker for worker in lane.workers if worker.can_take(solo)]
+        if free:
+            handle = min(free, key=lambda worker: worker.load)
+            handle.reserved += 1
+            handle.exclusive = solo
+            return Slot(self, lane, handle, solo)
+        if lane.failure is not None and not lane.alive and self._now() < lane.not_before:
+            failure = lane.failure  # it was tried a moment ago, and will be tried again soon
+            return by_code(failure.code, failure.message, failure.hint)
+        lane.wanted = True
+        return self._fill(lane, keep | {model})
+
+    def make_room(self, amount: int, keep: frozenset[str]) -> None:
+        """End idle workers of models that are not in ``keep`` until ``amount`` bytes come back, which takes a moment."""
+        self._residency.make_room(amount, keep)
+
+    def tick(self, *, evict_idle: bool = False) -> None:
+        """What time brings: idle models are unloaded, all of them under pressure; models to keep warm come back."""
+        self._residency.tick(everything=evict_idle)
+        for lane in self._lanes.values():
+            if lane.keep_warm and not evict_idle:
+                self._fill(lane, frozenset(self._lanes))
+
+    def shed_newest(self) -> bool:
+        """Kill the worker of the job that began last; its jobs see :class:`WorkerDied`. False where nothing runs."""
+        running = [
+            (one.since, worker) for lane in self._lanes.values() for worker in lane.workers for one in worker.running.values()
+        ]
+        if not running:
+            return False
+        self.kill(max(running, key=lambda one: one[0])[1], "memory is nearly full", blame=False)
+        return True
 
     def stats(self) -> dict[str, Any]:
-        """What runs where, for ``/ready`` and tests."""
+        """What runs where, for ``/capacity`` and tests."""
         return {
             name: {
                 "workers": [
-                    {"pid": w.child.pid, "state": w.state.value, "device": w.device, "running": len(w.running)}
+                    {
+                        "pid": w.child.pid,
+                        "state": w.state.value,
+                        "device": w.device,
+                        "running": len(w.running),
+                        "reserved": w.reserved,
+                        "bytes": w.kept_bytes,
+                    }
                     for w in lane.workers
                 ],
-                "waiting": len(lane.waiting),
                 "starting": lane.starting,
             }
             for name, lane in self._lanes.items()
@@ -103,91 +135,74 @@ class Pool:
         """Kill every worker and wait for their ends; jobs that still run see :class:`WorkerDied`."""
         self._closed = True
         for lane in self._lanes.values():
-            self._fail_waiting(lane, NotReady("The server is shutting down."))
+            if lane.retry is not None:
+                lane.retry.cancel()
             for handle in lane.workers:
                 handle.send("stop")
                 self.kill(handle, "the pool closes")
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.desk.changed()
         self._spawner.close()
 
-    # -- the line
+    def changed(self, lane: Lane) -> None:
+        """A place of ``lane`` may have come free."""
+        lane.last_used = self._now()
+        self.desk.changed()
+
+    # -- the workers
 
     def _lane(self, model: str) -> Lane:
         if model not in self._lanes:
             self._lanes[model] = Lane(self._setup_for(model))
         return self._lanes[model]
 
-    def pump(self, lane: Lane) -> None:
-        """Hand free places to those who wait, in order, and start workers that are missing."""
-        if self._closed:
-            return
-        while lane.waiting:
-            waiter = lane.waiting[0]
-            free = [w for w in lane.workers if w.can_take(waiter.solo)]
-            if not free:
-                break
-            lane.waiting.popleft()
-            self._grant(lane, waiter, min(free, key=lambda w: w.load))
-        self._refill(lane)
+    def _evict(self, lane: Lane, reason: str) -> None:
+        lane.keep_warm = lane.wanted = False
+        for handle in lane.alive:
+            self.kill(handle, f"evicted, {reason}")
 
-    def _grant(self, lane: Lane, waiter: Waiter, handle: Handle) -> None:
-        if waiter.granted.done():
-            return
-        handle.reserved += 1
-        handle.exclusive = waiter.solo
-        lane.last_used = self._now()
-        waiter.granted.set_result(handle)
+    def _fill(self, lane: Lane, keep: frozenset[str]) -> Blocked:
+        """Start one missing worker if there is memory and nothing else is loading; why a job cannot start in the lane."""
+        if self._closed or len(lane.workers) + lane.starting >= self._limits.workers_per_model:
+            return Blocked.LOADING if lane.loading else Blocked.BUSY
+        if (pause_s := lane.not_before - self._now()) > 0:  # it backs off, and holds no memory meanwhile
+            if lane.retry is None:
+                lane.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane)
+            return Blocked.LOADING
+        others = [other for other in self._lanes.values() if other is not lane and other.loading]
+        if any(other.setup.model_path is not None for other in others):
+            return Blocked.LOADING  # one at a time; a model that is being fetched does not count
+        amount = self.desk.load_bytes(lane.setup.model)
+        if not self._residency.has_place(lane, keep):
+            return Blocked.MEMORY
+        self._number += 1
+        name = f"worker-{self._number}"
+        if not self.desk.memory.take(name, amount):
+            self._residency.make_room(amount - self.desk.memory.free, keep)
+            return Blocked.MEMORY
+        lane.starting += 1
+        task = asyncio.create_task(self._live(lane, name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return Blocked.LOADING
 
-    def _withdraw(self, lane: Lane, waiter: Waiter) -> None:
-        if waiter in lane.waiting:
-            lane.waiting.remove(waiter)
-        elif waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
-            Slot(self, lane, waiter.granted.result(), waiter.solo).__exit__()
-        self.pump(lane)
+    def _retry(self, lane: Lane) -> None:
+        lane.retry = None
+        if lane.keep_warm or lane.wanted:
+            self._fill(lane, frozenset(self._lanes))
 
-    def _fail_waiting(self, lane: Lane, error: StenopoolError) -> None:
-        while lane.waiting:
-            waiter = lane.waiting.popleft()
-            if not waiter.granted.done():
-                waiter.granted.set_exception(error)
-
-    # -- the workers
-
-    def _refill(self, lane: Lane) -> None:
-        wanted = self._limits.workers_per_model if (lane.waiting or lane.keep_warm) else 0
-        missing = wanted - len(lane.workers) - lane.starting
-        if missing <= 0:
-            return
-        self._evict_for(lane)
-        for _ in range(missing):
-            lane.starting += 1
-            task = asyncio.create_task(self._live(lane))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    def _evict_for(self, lane: Lane) -> None:
-        """End idle workers of other models, least recently used first; only a process's end gives memory back."""
-        resident = [other for other in self._lanes.values() if other is not lane and (other.workers or other.starting)]
-        surplus = len(resident) + 1 - self._limits.max_resident_models
-        idle = sorted((other for other in resident if other.idle), key=lambda other: other.last_used)
-        for other in idle[: max(0, surplus)]:
-            other.keep_warm = False
-            for handle in other.workers:
-                self.kill(handle, f"evicted for {lane.setup.model}")
-
-    async def _live(self, lane: Lane) -> None:
+    async def _live(self, lane: Lane, name: str) -> None:
         """One worker's whole life; its end starts the next one where one is wanted."""
         logs.request_id.set(None)  # it lives longer than the request that made it necessary
         handle: Handle | None = None
         watchdog: asyncio.Task[None] | None = None
         error: StenopoolError | None = None
         try:
-            await asyncio.sleep(max(0.0, lane.not_before - self._now()))
             lane.setup = self._setup_for(lane.setup.model)  # afresh: a missing model may have been put there since
             child = await self._spawner.start(lane.setup)
-            handle = Handle(lane.setup.model, lane.setup.streams, child, last_pong=self._now())
+            handle = Handle(lane.setup.model, lane.setup.streams, child, name, self._idles, last_pong=self._now())
             lane.workers.append(handle)
             lane.starting -= 1
             watchdog = asyncio.create_task(self._watch(lane, handle))
@@ -200,6 +215,7 @@ class Pool:
                 lane.starting -= 1
             else:
                 await self._end(lane, handle, watchdog)
+            self.desk.memory.drop(name)
         self._after_death(lane, handle, error)
 
     async def _end(self, lane: Lane, handle: Handle, watchdog: asyncio.Task[None] | None) -> None:
@@ -222,12 +238,20 @@ class Pool:
         if error is None and lane.setup_deaths >= MAX_SETUP_DEATHS:
             error = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
         if error is not None and not any(worker.state is State.READY for worker in lane.workers):
-            lane.failure = error
-            self._fail_waiting(lane, error)
-        self.pump(lane)
+            lane.failure, lane.wanted = error, False
+            self.desk.failed(lane.setup.model, error)
+        if lane.keep_warm or lane.wanted:
+            self._fill(lane, frozenset(self._lanes))
+        self.desk.changed()
+
+    def _idles(self, handle: Handle, kept: int) -> None:
+        """It has nothing to do, and keeps so many bytes."""
+        handle.kept_bytes = kept
+        self.desk.memory.resize(handle.name, self.desk.idles(handle.model, kept))
 
     async def _watch(self, lane: Lane, handle: Handle) -> None:
         """Deadline for set-up, then pings until the worker's end."""
+        began = self._now()
         try:
             await asyncio.wait_for(asyncio.shield(handle.ready), self._limits.setup_timeout_s)
         except asyncio.TimeoutError:
@@ -241,7 +265,9 @@ class Pool:
             return
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
         lane.failure, lane.setup_deaths = None, 0
-        self.pump(lane)
+        billed = self.desk.loaded(handle.model, handle.kept_bytes, handle.peak_bytes, self._now() - began)
+        self.desk.memory.resize(handle.name, billed)
+        self.changed(lane)
         await self._ping(handle)
         self.kill(handle, "no answer to pings")
 
@@ -254,14 +280,14 @@ class Pool:
             await asyncio.sleep(self._limits.ping_interval_s)
             missed = 0 if handle.last_pong >= sent_at else missed + 1
 
-    def kill(self, handle: Handle, reason: str, culprit: str | None = None) -> None:
-        """SIGKILL. Jobs other than ``culprit`` see :class:`WorkerDied` and are tried again."""
+    def kill(self, handle: Handle, reason: str, culprit: str | None = None, *, blame: bool = True) -> None:
+        """SIGKILL. Jobs other than ``culprit`` see :class:`WorkerDied` and are tried again; ``blame`` none if that is false."""
         log.warning("killing worker: %s", reason, extra={"model": handle.model, "pid": handle.child.pid})
         running = handle.running.pop(culprit, None) if culprit else None
         if running is not None and not running.done.done():
             running.done.set_exception(Cancelled("The job was stopped."))
             running.done.exception()  # seen: nobody else will look
-        handle.bury(blame=culprit is None)
+        handle.bury(blame=blame and culprit is None)
         handle.child.kill()
 
 

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,7 @@ from setproctitle import setproctitle
 from app import logs
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
+from app.pool.meter import Meter
 from app.work import Task, WorkerSetup
 
 log = logging.getLogger("stenopool.worker")
@@ -81,17 +83,20 @@ class Worker:
         self._cancelled: set[str] = set()
         self._threads = ThreadPoolExecutor(setup.streams, thread_name_prefix="stream")
         self._engine: Engine
+        self._meter: Meter
 
     def serve(self) -> int:
         """Set up, then answer messages until ``stop`` or the end of the pipe; returns the exit code."""
         setproctitle(f"stenopool worker {self._setup.model} loading")
+        self._meter = Meter()
         try:
             self._engine = importlib.import_module(self._setup.engine).create(self._setup)
         except StenopoolError as error:
             self._send("setup_failed", code=error.code, message=error.message, hint=error.hint)
             return 2
         setproctitle(f"stenopool worker {self._setup.model} {self._engine.device}")
-        self._send("ready", pid=os.getpid(), device=self._engine.device)
+        kept, peak = self._meter.loaded()
+        self._send("ready", pid=os.getpid(), device=self._engine.device, bytes=kept, peak_bytes=peak)
         with self._pipe.makefile("rb") as lines:
             for line in lines:
                 message = messages.decode(line)
@@ -112,19 +117,24 @@ class Worker:
             self._cancelled |= {message["job_id"]} & self._running
 
     def _run(self, task: Task) -> None:
-        job_id = task.job_id
+        job_id, began = task.job_id, time.monotonic()
+        self._meter.began(job_id, task.reserved_bytes)
+        measured: tuple[int, int | None] | None = None
         try:
             result = self._engine.transcribe(task, self._reporter(job_id), lambda: job_id in self._cancelled)
             if job_id in self._cancelled:
                 raise Cancelled("The job was cancelled.")
             write_durably(Path(task.result_path), json.dumps(result, ensure_ascii=False).encode())
-            self._send("done", job_id=job_id)
+            peak, idle = measured = self._meter.ended(job_id)
+            self._send("done", job_id=job_id, seconds=time.monotonic() - began, peak_bytes=peak, idle_bytes=idle)
         except StenopoolError as error:
             self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
         except Exception:
             log.exception("job failed", extra={"job_id": job_id})
             self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)
         finally:
+            if measured is None:
+                self._meter.ended(job_id)
             self._running.discard(job_id)
             self._cancelled.discard(job_id)
 

@@ -10,10 +10,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "app").rglob("*.py")) + [path for path in [ROOT / "main.py"] if path.exists()]
 
-LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock"}
+LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock", "cgroups"}
 ROOMS = {
     "errors": set(),
-    "settings": set(),
+    "settings": {"cgroups"},
+    "cgroups": set(),
     "logs": set(),
     "lock": {"errors"},
     "jobs": set(),
@@ -25,11 +26,14 @@ ROOMS = {
     "admission": LEAVES,
     "store": LEAVES | {"database"},
     "keys": LEAVES | {"database", "store"},
+    "measurements": LEAVES | {"database"},
     "pool": LEAVES,
     "media": LEAVES,
     "engine": LEAVES,
-    "service": LEAVES | {"admission", "store", "keys", "pool", "media"},
-    "http": LEAVES | {"service", "admission", "store", "keys", "pool", "media"},
+    "desk": LEAVES | {"admission", "measurements", "media", "pool", "store"},
+    "intake": LEAVES | {"desk", "admission", "media"},
+    "service": LEAVES | {"desk", "intake", "admission", "store", "keys", "measurements", "pool", "media"},
+    "http": LEAVES | {"service", "desk", "intake", "admission", "store", "keys", "measurements", "pool", "media"},
     "welcome": LEAVES | {"store", "keys"},
     "main": LEAVES | {"http", "welcome"},
 }

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
+from app.desk import report
 from app.http.middleware import PUBLIC
 from app.service import Service
 from tests.fakes.pool import quiet_service
@@ -109,9 +110,11 @@ async def test_every_route_of_the_application_refuses_every_method_without_a_key
     direct: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached: list[object] = []
-    monkeypatch.setattr(Service, "admit", lambda service, gate: reached.append(gate))
+    monkeypatch.setattr(Service, "admitted", lambda service, *what: reached.append(what))
+    for name in ("capacity", "estimate"):
+        monkeypatch.setattr(report, name, lambda *what: reached.append(what))
     known = paths(inner(direct.app))
-    assert {"/transcribe", "/extract-audio", "/download", "/models", *PUBLIC} <= known
+    assert {"/transcribe", "/extract-audio", "/download", "/models", "/capacity", "/estimate", *PUBLIC} <= known
     for path in known - PUBLIC:
         for method in METHODS:
             assert await status_of(direct.app, path, method) == 401, (method, path)

@@ -18,6 +18,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from app.admission.ticket import Phase
 from app.http.app import build_service, create_app
 from app.service import Service
 from app.settings import Settings
@@ -103,18 +104,41 @@ class Live:
         return os.listdir(self.settings.jobs_dir)
 
     async def settled(self, timeout_s: float = 10.0) -> None:
-        """Wait until nothing is held any more: no place, no folder, no job in a worker."""
+        """Wait until nothing is held any more: no ticket, no memory, no disk, no folder, no job in a worker."""
 
         async def wait() -> None:
-            while self.service.gate.taken or self.folders() or self.busy():
+            while held(self.service) or self.folders() or self.busy():
                 await asyncio.sleep(0.01)
 
-        await asyncio.wait_for(wait(), timeout_s)
+        try:
+            await asyncio.wait_for(wait(), timeout_s)
+        except asyncio.TimeoutError:
+            raise AssertionError(f"still held: {held(self.service)}, {self.folders()}, {self.busy()} jobs") from None
 
     def busy(self) -> int:
         """Jobs that wait for a worker or run in one."""
         lanes = self.service.pool.stats().values()
-        return sum(lane["waiting"] + sum(worker["running"] for worker in lane["workers"]) for lane in lanes)
+        waiting = sum(ticket.phase is Phase.WAITING for ticket in self.service.desk.jobs.inside)
+        return waiting + sum(worker["running"] for lane in lanes for worker in lane["workers"])
+
+
+def held(service: Service) -> dict[str, Any]:
+    """What the desk still holds for requests, by its name; empty where all of them are gone."""
+    desk = service.desk
+    found: dict[str, Any] = {
+        "memory": {name: size for name, size in desk.memory.holders().items() if not name.startswith(("base", "worker-"))},
+        "disk": desk.disk.reserved or desk.disk.holders(),
+    }
+    for one in desk.controllers:
+        found |= {
+            f"{one.what} inside": one.inside,
+            f"{one.what} running": one.running,
+            f"{one.what} in line": len(one.line) or one.line.active or one._front,
+            f"{one.what} in the bounds": one.bounds.total.count or one.bounds.total.seconds or one.bounds._by_key,
+            f"{one.what} in the quotas": [key for key, use in one.quotas._uses.items() if use.jobs or use.audio_s],
+            f"{one.what} not counted": one.admitted - one.ended,
+        }
+    return {name: what for name, what in found.items() if what}
 
 
 @asynccontextmanager

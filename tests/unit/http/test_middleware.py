@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from app import errors
 from app.errors import StenopoolError
 from app.http.middleware import ErrorResponse, error_headers
+from app.jobs import TranscribeOptions
 from app.logs import JsonFormatter
 from app.service import Service
 from tests.fakes.server import KEY, OTHER_KEY, Live
@@ -24,7 +26,10 @@ def shape(response: Any) -> dict[str, Any]:
     assert response.headers["content-type"] == "application/json"
     assert set(response.json()) == {"error"}
     error: dict[str, Any] = response.json()["error"]
-    assert set(error) == SHAPE
+    assert set(error) - {"details"} == SHAPE
+    details = error.get("details", {"reason": ""})
+    assert details
+    assert all(value is None or isinstance(value, (str, int, float)) for value in details.values())
     assert error["request_id"] == response.headers["x-request-id"]
     for leak in ("Traceback", 'File "', "/tmp", "/work", ".py", "Error(", "sqlite"):
         assert leak not in response.text
@@ -233,10 +238,10 @@ async def test_what_starlette_refuses_comes_in_the_one_shape(direct: Live) -> No
 async def test_every_error_of_the_tree_comes_in_the_one_shape(
     direct: Live, monkeypatch: pytest.MonkeyPatch, error: type[StenopoolError]
 ) -> None:
-    def fail(service: Service, gate: object) -> None:
+    def fail(service: Service, *_: object) -> None:
         raise error("The reason.", retry_after_s=3)
 
-    monkeypatch.setattr(Service, "admit", fail)
+    monkeypatch.setattr(Service, "admitted", fail)
     response = await direct.client.post("/transcribe", content=b"x")
     assert response.status_code == error.status
     found = shape(response)
@@ -282,9 +287,14 @@ def test_retry_after_stays_within_its_bounds(given: float, seconds: str, millise
     assert (headers["retry-after"], headers["retry-after-ms"]) == (seconds, milliseconds)
 
 
-def test_no_retry_after_where_waiting_does_not_help() -> None:
-    assert error_headers(errors.NotMedia("No.")) == {"x-should-retry": "false"}
-    assert error_headers(errors.NotReady("Soon.")) == {}
+@pytest.mark.parametrize("error", errors.ALL, ids=lambda error: error.__name__)
+def test_no_retry_after_where_waiting_does_not_help_and_always_one_where_capacity_is_short(error: type[StenopoolError]) -> None:
+    headers = error_headers(error("The reason."))
+    short = issubclass(error, errors.CapacityError) and error.retryable
+    assert ("retry-after" in headers) == short
+    if short:
+        assert 1 <= int(headers["retry-after"]) <= 120
+    assert headers.get("x-should-retry") == (None if error.retryable else "false")
 
 
 async def test_an_error_after_the_answer_has_begun_does_not_begin_a_second_one(
@@ -325,15 +335,23 @@ async def test_health_docs_and_readiness_need_no_key(direct: Live) -> None:
 
 
 async def test_readiness_says_why_not(direct: Live, monkeypatch: pytest.MonkeyPatch) -> None:
-    service = direct.service
+    service, desk = direct.service, direct.service.desk
+    low = replace(desk.reading, used=int(0.85 * desk.reading.limit))
+    monkeypatch.setattr(desk._probe, "read", lambda: low)
     monkeypatch.setattr(service.pool, "ready", False)
-    service.gate.taken = service.gate.places
+    ask = desk.prices.transcription("owner", TranscribeOptions("demo"), 1.0)
+    tickets = [desk.jobs.join(ask) for _ in range(desk.jobs.limits.running + desk.jobs.limits.queued)]
+    desk.look(low)
+    assert shape(await direct.client.post("/transcribe", content=b"x"))["code"] == "memory_low"
     service.drain()
     response = await direct.client.get("/ready")
-    service.gate.taken = 0
     assert response.status_code == 503
-    assert response.json() == {"ready": False, "reasons": ["shutting down", "no worker is ready yet", "the queue is full"]}
+    reasons = ["shutting down", "no worker is ready yet", "the queue is full", "memory is low"]
+    assert response.json() == {"ready": False, "reasons": reasons}
     assert (await direct.client.post("/transcribe", content=b"x")).json()["error"]["code"] == "not_ready"
+    for ticket in tickets:
+        desk.release(desk.jobs, ticket)
+    await direct.settled()
 
 
 async def test_models_are_listed_with_what_is_on_disk(direct: Live) -> None:

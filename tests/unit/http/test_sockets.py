@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from uvicorn.protocols.http import h11_impl
 
-from app.jobs import Status
+from app.jobs import Status, TranscribeOptions
 from tests.fakes.server import KEY, Live, wav
 from tests.unit.http.test_middleware import shape
 
@@ -140,14 +141,18 @@ async def test_upload_with_a_second_file_gets_its_answer_while_megabytes_follow(
 
 async def test_full_house_answers_429_to_an_upload_of_megabytes(start: Start) -> None:
     live = await start(overload_policy="reject")
-    places = [live.service.admit(live.service.gate) for _ in range(live.service.gate.places)]
-    response = await live.client.post("/transcribe", content=b"x" * 6 * MB)
-    assert response.status_code == 429
-    assert shape(response)["retryable"]
-    assert 1 <= int(response.headers["retry-after"]) <= 120
-    for place in places:
-        place.release()
-    assert live.folders() == []
+    desk = live.service.desk
+    ask = desk.prices.transcription("somebody", TranscribeOptions("demo"), 10.0)
+    with ExitStack() as places:
+        for _ in range(desk.jobs.limits.running):
+            places.enter_context(live.service.admitted(desk.jobs, ask, 1))
+        response = await live.client.post("/transcribe", content=b"x" * 6 * MB)
+        assert response.status_code == 429
+        error = shape(response)
+        assert (error["code"], error["retryable"]) == ("too_many_active", True)
+        assert 1 <= int(response.headers["retry-after"]) <= 120
+        assert live.folders() == []
+    await live.settled()
 
 
 async def test_lingering_ends_by_itself_where_the_client_never_stops(quiet: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +225,8 @@ async def uploading(live: Live) -> asyncio.StreamWriter:
 @pytest.mark.parametrize("how", ["close", "abort"])
 async def test_client_that_goes_during_its_upload_leaves_no_folder_and_no_place(quiet: Live, how: str) -> None:
     writer = await uploading(quiet)
-    assert quiet.service.gate.taken == 1
+    assert len(quiet.service.desk.jobs.inside) == 1
+    assert quiet.service.desk.disk.reserved > 0
     writer.close() if how == "close" else writer.transport.abort()
     await quiet.settled()
 
@@ -248,10 +254,10 @@ async def test_client_that_goes_while_its_job_waits_in_line_is_taken_out_of_it(s
         await asyncio.sleep(0.01)
     body = wav()
     _, writer = await live.raw(f"POST /transcribe HTTP/1.1\nX-API-Key: {KEY}\nContent-Length: {len(body)}", body)
-    while not list(live.settings.jobs_dir.glob("*/audio.pcm")) or live.service.gate.taken < 2:
+    while not list(live.settings.jobs_dir.glob("*/audio.pcm")) or live.busy() < 2:
         await asyncio.sleep(0.01)
     writer.close()
-    while live.service.gate.taken > 1:
+    while len(live.service.desk.jobs.inside) > 1:
         await asyncio.sleep(0.01)
     assert live.service.store.sync.counts()[Status.CANCELLED] == 1
     first.cancel()

@@ -1,0 +1,112 @@
+"""What a job and a worker take by the shipped table, before anything is learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from app.admission import table
+from app.catalogue import MODELS
+
+WINDOW_S = 30.0
+MAX_AUDIO_S = 1e7
+"""Above it a length is taken for this one, so that no arithmetic overflows."""
+
+Parts = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What decides the price of a job. ``audio_s``: length of the audio; ``chunk_s``: longest window; both in seconds.
+
+    ``vad`` is silero, pyannote or none. ``batch_size``: windows of one engine call, where it is not the server's usual number.
+    """
+
+    model: str
+    compute_type: str
+    device: str
+    audio_s: float
+    chunk_s: float = WINDOW_S
+    word_timestamps: bool = False
+    vad: str = "silero"
+    beam_size: int = 5
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The price of one job on a worker that is loaded already.
+
+    ``bytes``: extra memory at its peak, over what the loaded worker holds. ``seconds``: run time of one stream.
+    """
+
+    bytes: int
+    seconds: float
+    audio_s: float
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """One worker process beside the shared base: bytes once loaded, bytes at the peak of loading, seconds until ready."""
+
+    resident_bytes: int
+    load_peak_bytes: int
+    load_s: float
+
+
+def audio_s_of(work: Work) -> float:
+    """The length of the audio as a number that can be computed with: 0 for NaN and for less than nothing."""
+    return min(work.audio_s, MAX_AUDIO_S) if work.audio_s > 0 else 0.0
+
+
+def windows_of(work: Work) -> int:
+    """How many windows the audio has if there is speech all through: at least one."""
+    longest = min(max(work.chunk_s, 1.0), WINDOW_S) if work.chunk_s > 0 else WINDOW_S
+    return max(1, math.ceil(audio_s_of(work) / longest))
+
+
+def job_bytes(work: Work, batch_size: int) -> float:
+    """Extra bytes at the peak of a job: slots of the batch, the length, alignment and VAD."""
+    slots = max(1, min(batch_size, work.batch_size or batch_size, windows_of(work)))
+    vad = _vad(work.vad)
+    model = _model(work.model)
+    total = (model["first"] + (slots - 1) * model["slot"]) * max(1.0, _beam(work.beam_size))
+    total += vad["bytes"] + vad["minute"] * audio_s_of(work) / 60
+    return total + (_alignment(work.model)["bytes"] if work.word_timestamps else 0)
+
+
+def job_seconds(work: Work) -> Parts:
+    """Seconds of one stream in three parts: set-up, what goes with the windows, what goes with the length."""
+    speed = table.device_row(work.device)["speed"]
+    window_s = _model(work.model)["window_s"] * _beam(work.beam_size) / speed
+    window_s *= table.compute(work.compute_type, work.device)["seconds"]
+    # Silero runs on the CPU whatever the device is.
+    vad_s = _vad(work.vad)["seconds"] / (speed if work.vad == "pyannote" else 1.0)
+    align_s = _alignment(work.model)["seconds"] / speed if work.word_timestamps else 0.0
+    return table.SET_UP_S, windows_of(work) * window_s, audio_s_of(work) * (vad_s + align_s)
+
+
+def footprint(model: str, compute_type: str, device: str) -> Footprint:
+    """One worker. Where the table has no figure, the catalogue's RAM figure stands in for it."""
+    row, scale = _model(model), table.compute(compute_type, device)["weights"]
+    resident = row["resident"]
+    if not table.family(model) and model in MODELS:
+        resident = MODELS[model].ram_bytes
+    resident += row["weights"] * (scale - 1) + table.device_row(device)["resident"]
+    return Footprint(int(resident), int(resident + row["weights"] * scale), row["load_s"])
+
+
+def _model(model: str) -> dict[str, float]:
+    return table.MODELS[table.family(model) or "large"]  # The dearest: a guess that is too low kills a worker.
+
+
+def _alignment(model: str) -> dict[str, float]:
+    return table.ALIGNMENT["demo" if model == "demo" else "real"]
+
+
+def _vad(method: str) -> dict[str, float]:
+    return table.VAD.get(method, table.VAD["pyannote"])
+
+
+def _beam(size: int) -> float:
+    return table.BEAM["fixed"] + table.BEAM["per_beam"] * min(max(size, 1), 100)

@@ -1,0 +1,97 @@
+"""The shipped figures of the cost model: what a job and a worker take before anything was measured here. Edit freely.
+
+Bytes are host memory. Seconds are those of one stream with one thread on a 2-core Xeon (AVX-512 VNNI), int8, beam 5. What a
+server learns, it learns as ratios to these figures, so measurements that were saved beside other figures are dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+MB = 1_000_000
+
+MODELS: dict[str, dict[str, float]] = {
+    # resident: one loaded worker beside the shared base, int8. weights: the int8 model alone; loading holds them once more.
+    # load_s: from start to ready, nothing to download. first: the first window of a batch, with the encoder's working set;
+    # slot: each further one, which only the decoder holds. window_s: one window padded to 30 s.
+    # resident and weights of all but medium and large were measured (benchmarks/memory.py); the rest is in proportion.
+    "demo": {"resident": 105 * MB, "weights": 10 * MB, "load_s": 1.0, "first": 50 * MB, "slot": 7 * MB, "window_s": 0.15},
+    "tiny": {"resident": 140 * MB, "weights": 90 * MB, "load_s": 1.0, "first": 110 * MB, "slot": 25 * MB, "window_s": 1.0},
+    "base": {"resident": 182 * MB, "weights": 157 * MB, "load_s": 1.0, "first": 140 * MB, "slot": 45 * MB, "window_s": 1.9},
+    "small": {"resident": 354 * MB, "weights": 320 * MB, "load_s": 2.0, "first": 220 * MB, "slot": 130 * MB, "window_s": 6.0},
+    "medium": {"resident": 900 * MB, "weights": 800 * MB, "load_s": 6.0, "first": 300 * MB, "slot": 320 * MB, "window_s": 17.0},
+    "turbo": {"resident": 980 * MB, "weights": 730 * MB, "load_s": 6.0, "first": 330 * MB, "slot": 80 * MB, "window_s": 17.0},
+    "large": {
+        "resident": 1800 * MB,
+        "weights": 1600 * MB,
+        "load_s": 12.0,
+        "first": 330 * MB,
+        "slot": 520 * MB,
+        "window_s": 30.0,
+    },
+}
+
+ALIGNMENT: dict[str, dict[str, float]] = {
+    # Working set of one job, and seconds per second of audio; the aligner itself is in the resident figure.
+    "demo": {"bytes": 30 * MB, "seconds": 0.02},
+    "real": {"bytes": 100 * MB, "seconds": 0.2},
+}
+
+VAD: dict[str, dict[str, float]] = {
+    # minute: bytes per minute of audio, of any length: mapped pages, which the kernel can take back, so only a part of
+    # them; pyannote holds the whole file as float32, twice. seconds: per second of audio.
+    "silero": {"bytes": 12 * MB, "minute": 0.5 * MB, "seconds": 0.004},
+    "pyannote": {"bytes": 250 * MB, "minute": 8 * MB, "seconds": 0.05},
+    "none": {"bytes": 8 * MB, "minute": 0.5 * MB, "seconds": 0.0},
+}
+
+COMPUTE: dict[str, dict[str, float]] = {
+    # Size of the weights and time of a window on a CPU, both relative to int8. A slot's activations hardly differ.
+    "int8": {"weights": 1.0, "seconds": 1.0},
+    "int8_float32": {"weights": 1.0, "seconds": 1.0},
+    "int8_float16": {"weights": 1.0, "seconds": 1.0},
+    "int8_bfloat16": {"weights": 1.0, "seconds": 1.0},
+    "int16": {"weights": 2.0, "seconds": 1.1},
+    "float16": {"weights": 2.0, "seconds": 1.2},
+    "bfloat16": {"weights": 2.0, "seconds": 1.2},
+    "float32": {"weights": 3.5, "seconds": 1.2},
+}
+
+DEVICES: dict[str, dict[str, float]] = {
+    # speed: windows, alignment and pyannote, relative to one CPU thread. resident: what the runtime takes on the host.
+    # The CUDA row is a guess that nothing was measured for.
+    "cpu": {"speed": 1.0, "resident": 0},
+    "cuda": {"speed": 15.0, "resident": 1500 * MB},
+}
+
+SET_UP_S = 0.05
+BEAM = {"fixed": 0.6, "per_beam": 0.08}
+"""Time of a window relative to beam 5: the encoder does not care, the decoder does."""
+
+AUTO = {"cpu": "int8", "cuda": "float16"}
+
+
+def family(model: str) -> str:
+    """The row of ``MODELS`` for ``model``; "" where there is none."""
+    name = model.removesuffix(".en")
+    if name == "large-v3-turbo":
+        return "turbo"
+    name = "large" if name.startswith("large-v") else name
+    return name if name in MODELS else ""
+
+
+def compute(compute_type: str, device: str) -> dict[str, float]:
+    """The row of ``COMPUTE``; the dearest one for a type that is not known."""
+    name = AUTO.get(device, "int8") if compute_type in ("auto", "default") else compute_type
+    return COMPUTE.get(name, COMPUTE["float32"])
+
+
+def device_row(device: str) -> dict[str, float]:
+    """The row of ``DEVICES``; the CPU's for a device that is not known."""
+    return DEVICES.get(device, DEVICES["cpu"])
+
+
+def fingerprint() -> str:
+    """Changes with every figure above."""
+    figures = (MODELS, ALIGNMENT, VAD, COMPUTE, DEVICES, SET_UP_S, BEAM)
+    return hashlib.sha256(repr(figures).encode()).hexdigest()[:16]

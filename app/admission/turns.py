@@ -1,0 +1,210 @@
+"""Who goes next: seats and bytes in one step, in fair order. Pure; the clock is injected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from app.admission.bounds import Bounds
+from app.admission.fair import FairLine
+from app.admission.forecast import place_of, starts
+from app.admission.ledger import Ledger
+from app.admission.promises import Promises
+from app.admission.ticket import Estimate, Limits, OnTurn, Phase, Seats, Ticket
+from app.errors import StenopoolError
+from app.work import Blocked
+
+MIN_LEFT_SHARE = 0.1
+LONG_LINE = 256
+
+
+class Turns:
+    """Those inside: who waits, who runs, who may start. :class:`app.admission.controller.Controller` lets them in."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        memory: Ledger,
+        seats: Seats,
+        now: Callable[[], float],
+        jitter: Callable[[], float] = lambda: 0.0,
+    ) -> None:
+        self.limits, self.memory = limits, memory
+        self._seats, self._now = seats, now
+        self.promises = Promises(now, jitter)
+        self.bounds = Bounds(limits, self.promises, now)
+        self.line: FairLine[Ticket] = FairLine()
+        self.inside: dict[Ticket, None] = {}  # sets, but in order
+        self.running: dict[Ticket, None] = {}
+        self._front: list[Ticket] = []
+        self._pumping = self._wanted = False
+        self.most_bytes = memory.budget
+        self.paused = False
+        self.started = 0
+
+    def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
+        """The ticket is ready to run: call ``on_turn(seat, None)`` once it may, or ``on_turn(None, error)``."""
+        ticket.on_turn = on_turn
+        ticket.phase = Phase.WAITING
+        self.pump()
+
+    def withdraw(self, ticket: Ticket) -> None:
+        """Take back :meth:`wait`: it does not want its turn now; it keeps its place."""
+        if ticket.phase is Phase.WAITING:
+            ticket.phase, ticket.on_turn = Phase.ENTERED, None
+
+    def again(self, ticket: Ticket, *, amount: int) -> None:
+        """Its worker died under it: it goes to the head of the line, alone in its worker, with ``amount`` bytes.
+
+        :meth:`wait` must follow at once, so that nobody gets in between.
+        """
+        if ticket.phase is not Phase.RUNNING:
+            return
+        self._stop(ticket)
+        most = max(ticket.bytes, self.most_bytes - ticket.ask.worker_bytes)
+        ticket.phase, ticket.solo, ticket.bytes = Phase.ENTERED, True, min(amount, most)
+        self._front.append(ticket)
+        self.bounds.add(ticket.key, 1, ticket.seconds)
+
+    def progressed(self, ticket: Ticket, fraction: float) -> None:
+        """So much of it is done (a share): now its windows have been counted, and how long it takes is seen, not predicted."""
+        if ticket.phase is Phase.RUNNING and fraction >= MIN_LEFT_SHARE:
+            ticket.seconds = (self._now() - ticket.started_at) / min(1.0, fraction)
+
+    def fail_lane(self, lane: str, error: StenopoolError) -> None:
+        """Nothing in ``lane`` can run: everybody who waits there is told."""
+        for ticket in [one for one in self.inside if one.ask.lane == lane and one.phase is Phase.WAITING]:
+            self._tell(ticket, error)
+
+    def pump(self) -> None:
+        """Start whatever may start. To be called when anything was released, loaded, or has died."""
+        self._wanted = True
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            while self._wanted:  # what came free while others were told of their turn counts too
+                self._wanted = False
+                self._start_all()
+        finally:
+            self._pumping = False
+
+    def _start_all(self) -> None:
+        if self._is_shut():
+            return
+        busy: set[str] = set()
+        kept, somebody_blocked = 0, False
+        wanted = frozenset(one.ask.lane for one in self.inside if one.phase is Phase.WAITING)
+        for ticket in self._in_order():
+            if self._is_shut():
+                return
+            if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy:
+                continue
+            aged = self._aged(ticket)
+            # models that others wait for are not evicted, or two would take turns at being loaded; until it is time
+            seat = self._seat(ticket, kept, frozenset({ticket.ask.lane}) if aged else wanted)
+            if isinstance(seat, StenopoolError):
+                self._tell(ticket, seat)
+            elif seat is Blocked.BUSY or seat is Blocked.LOADING:
+                busy.add(ticket.ask.lane)
+                kept += ticket.bytes if aged else 0
+            elif seat is not Blocked.MEMORY:
+                self._start(ticket, seat)
+            elif aged:
+                return  # what comes free from now on is for this one
+            elif not somebody_blocked and self._may_fit(ticket):
+                somebody_blocked = True  # only the first one ages: the others wait for their turn anyway
+                ticket.blocked_since = self._now() if ticket.blocked_since is None else ticket.blocked_since
+
+    def _is_shut(self) -> bool:
+        return self.paused or len(self.running) >= self.limits.running
+
+    def _in_order(self) -> list[Ticket]:
+        """Second attempts, then those that memory has kept waiting for too long, then fair turns."""
+        fair = list(self.line.in_order())
+        return [*self._front, *(one for one in fair if self._aged(one)), *(one for one in fair if not self._aged(one))]
+
+    def _aged(self, ticket: Ticket) -> bool:
+        since = ticket.blocked_since
+        return since is not None and self._now() - since >= self.limits.large_wait_s and self._may_fit(ticket)
+
+    def _may_fit(self, ticket: Ticket) -> bool:
+        """Whether it helps that others make room; not where the budget has shrunk to less than it needs alone."""
+        return ticket.ask.worker_bytes + ticket.bytes <= min(self.most_bytes, self.memory.budget)
+
+    def _seat(self, ticket: Ticket, kept: int, keep: frozenset[str]) -> Any:
+        """A seat and its bytes, or neither; ``kept`` bytes are left for others."""
+        if not self.memory.fits(ticket.bytes + kept) or not self.memory.take(ticket.name, ticket.bytes):
+            if self._may_fit(ticket):
+                self._seats.make_room(ticket.bytes + kept - self.memory.free, keep)
+            return Blocked.MEMORY
+        seat: Any = Blocked.BUSY
+        try:
+            seat = self._seats.take(ticket.ask.lane, solo=ticket.solo, keep=keep)
+        finally:
+            if isinstance(seat, Blocked | StenopoolError):
+                self.memory.drop(ticket.name)
+        return seat
+
+    def _tell(self, ticket: Ticket, error: StenopoolError) -> None:
+        on_turn, ticket.on_turn, ticket.phase = ticket.on_turn, None, Phase.ENTERED
+        if on_turn is not None:
+            on_turn(None, error)
+
+    def _start(self, ticket: Ticket, seat: Any) -> None:
+        self._leave_line(ticket)
+        self.line.started(ticket)
+        ticket.phase, ticket.started_at = Phase.RUNNING, self._now()
+        ticket.waited_s = ticket.started_at - ticket.entered_at
+        ticket.charged = ticket.seconds
+        ticket.blocked_since = None
+        self.running[ticket] = None
+        self.started += 1
+        on_turn, ticket.on_turn = ticket.on_turn, None
+        assert on_turn is not None
+        on_turn(seat, None)
+
+    def _stop(self, ticket: Ticket) -> None:
+        del self.running[ticket]
+        self.memory.drop(ticket.name)
+        self.line.charge(ticket.key, self._now() - ticket.started_at - ticket.charged)
+
+    def _leave_line(self, ticket: Ticket) -> None:
+        self.line.remove(ticket)
+        if ticket in self._front:
+            self._front.remove(ticket)
+        self.bounds.add(ticket.key, -1, -ticket.seconds)
+
+    def estimate(self, ticket: Ticket) -> Estimate:
+        """Position, start and end of a ticket, if every prediction holds."""
+        if ticket.phase is Phase.RUNNING:
+            return Estimate(0, 0.0, self._left_of(ticket))
+        order = [*self._front, *self.line.in_order()]
+        return place_of(ticket, order, map(self._left_of, self.running), self.streams())
+
+    def ends_of(self, key: str) -> list[tuple[float, float]]:
+        """When each job of ``key`` will probably end, in seconds from now, and how many seconds of audio it is."""
+        order = [*self._front, *self.line.in_order()]
+        begin = starts(map(self._left_of, self.running), self.streams(), (one.seconds for one in order))
+        ends = [(self._left_of(one), one.audio_s) for one in self.running if one.key == key]
+        return ends + [(at + one.seconds, one.audio_s) for one, at in zip(order, begin, strict=False) if one.key == key]
+
+    def streams(self) -> int:
+        """How many work at once: as many as there are streams, or as jobs like those inside fit into memory."""
+        amount = sum(one.bytes for one in self.inside)
+        if not amount:
+            return self.limits.running
+        room = self.memory.free + sum(self.memory.held(one.name) for one in self.running)
+        return max(1, len(self.running), min(self.limits.running, room * len(self.inside) // amount))
+
+    def wait_s(self) -> float:
+        """Seconds until somebody at the end of the line would start; in a long line the order hardly matters."""
+        running, streams = [self._left_of(one) for one in self.running], self.streams()
+        if self.bounds.total.count > LONG_LINE:
+            return (sum(running) + self.bounds.total.seconds) / streams
+        waiting = (one.seconds for one in self.inside if one.phase is not Phase.RUNNING)
+        *_, last = starts(running, streams, waiting)
+        return last
+
+    def _left_of(self, ticket: Ticket) -> float:
+        return max(ticket.started_at + ticket.seconds - self._now(), MIN_LEFT_SHARE * ticket.seconds)

@@ -1,0 +1,120 @@
+"""What a request will cost here: the cost model, fed with this server's settings and with what its workers report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from app.admission.cost import CostModel, Footprint, Work
+from app.admission.quotas import Quota
+from app.admission.ticket import Ask
+from app.jobs import TranscribeOptions
+from app.pool.handle import Measured
+from app.pool.supervisor import Pool
+from app.settings import Settings
+
+MEDIA_BYTES = 80_000_000
+"""One ffmpeg or yt-dlp child."""
+MEDIA_S = 2.0
+FOLLOW = 0.1
+
+
+class Prices:
+    """Asks for the desk. ``costs`` learns from every job; ``most_bytes()`` is what a worker and its job may take at most."""
+
+    def __init__(self, settings: Settings, pool: Pool, most_bytes: Callable[[], int]) -> None:
+        self._settings, self._pool, self._most_bytes = settings, pool, most_bytes
+        self.costs = CostModel(settings.batch_size, time.time)
+        self._media_s: dict[str, float] = {}
+
+    def transcription(
+        self,
+        owner: str,
+        options: TranscribeOptions,
+        audio_s: float,
+        *,
+        within_s: float | None = None,
+        fingerprint: str = "",
+        quota: Quota | None = None,
+    ) -> Ask:
+        """What a transcription of ``audio_s`` seconds wants of the desk."""
+        worker = self.worker(options.model)
+        work = self._fitting(self._work(options, audio_s), self._most_bytes() - worker.resident_bytes)
+        cost = self.costs.job(work)
+        return Ask(
+            key=owner,
+            lane=options.model,
+            seconds=cost.seconds,
+            bytes=cost.bytes,
+            audio_s=cost.audio_s,
+            worker_bytes=max(worker.resident_bytes, worker.load_peak_bytes - cost.bytes),
+            load_s=0.0 if self.is_loaded(options.model) else worker.load_s,
+            within_s=within_s,
+            fingerprint=fingerprint,
+            quota=self.quota if quota is None else quota,
+            batch_size=work.batch_size or self._settings.batch_size,
+        )
+
+    def _fitting(self, work: Work, room: int) -> Work:
+        """The same work in smaller batches, where it would not fit otherwise; slower is better than never."""
+        size = self._settings.batch_size
+        while size > 1 and self.costs.job(work).bytes > room:
+            size //= 2
+            work = replace(work, batch_size=size)
+        return work
+
+    def media(self, owner: str, what: str, *, within_s: float | None = None, fingerprint: str = "") -> Ask:
+        """What one ffmpeg or yt-dlp run wants."""
+        seconds = self._media_s.get(what, MEDIA_S)
+        return Ask(owner, what, seconds, MEDIA_BYTES, within_s=within_s, fingerprint=fingerprint)
+
+    @property
+    def quota(self) -> Quota:
+        """What a key may have that has no limits of its own."""
+        return Quota(self._settings.key_jobs, self._settings.key_audio_s, self._settings.key_requests_per_minute)
+
+    def worker(self, model: str) -> Footprint:
+        """What a worker of ``model`` takes beside the shared base."""
+        return self.costs.worker(*self._kind(model))
+
+    def is_loaded(self, model: str) -> bool:
+        """Whether a worker of ``model`` is ready."""
+        return any(worker["state"] == "ready" for worker in self._workers(model))
+
+    def learn_worker(
+        self, model: str, *, kept: int | None = None, peak: int | None = None, seconds: float | None = None
+    ) -> None:
+        """What a worker keeps when idle, took at most while it loaded (bytes), and how long that was (seconds)."""
+        kind = self._kind(model)
+        self.costs.observe_worker(*kind, resident_bytes=kept, load_peak_bytes=peak, load_s=seconds)
+
+    def learn_job(self, options: TranscribeOptions, audio_s: float, batch_size: int, measured: Measured) -> None:
+        """What a transcription took."""
+        work = replace(self._work(options, audio_s), batch_size=batch_size)
+        self.costs.observe_job(work, actual_bytes=measured.bytes, actual_seconds=measured.seconds)
+
+    def learn_media(self, what: str, seconds: float) -> None:
+        """How long an ffmpeg or yt-dlp run was."""
+        before = self._media_s.get(what, MEDIA_S)
+        self._media_s[what] = before + FOLLOW * (seconds - before)
+
+    def learn_death(self, options: TranscribeOptions, audio_s: float) -> None:
+        """The kernel killed the job's worker for its memory."""
+        self.costs.out_of_memory(self._work(options, audio_s))
+
+    def _work(self, options: TranscribeOptions, audio_s: float) -> Work:
+        vad = options.vad
+        return Work(*self._kind(options.model), audio_s, vad.chunk_s, options.word_timestamps, vad.method, options.beam_size)
+
+    def _kind(self, model: str) -> tuple[str, str, str]:
+        """Model, compute type and device, as the cost model knows them."""
+        device = next((worker["device"] for worker in self._workers(model) if worker["device"]), self._settings.device)
+        device = "cpu" if device == "auto" else device
+        automatic = "int8" if device == "cpu" else "float16"
+        return model, automatic if self._settings.compute_type == "auto" else self._settings.compute_type, device
+
+    def _workers(self, model: str) -> list[dict[str, Any]]:
+        workers: list[dict[str, Any]] = self._pool.stats().get(model, {"workers": []})["workers"]
+        return workers

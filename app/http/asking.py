@@ -1,0 +1,71 @@
+"""What a request's headers and query say of its cost, before its body is read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from starlette.requests import Request
+
+from app.admission.controller import Controller
+from app.admission.quotas import Quota
+from app.admission.ticket import Ask
+from app.jobs import TranscribeOptions
+from app.service import Service
+
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,6})\b", re.IGNORECASE)
+
+
+def transcription_ask(request: Request, options: TranscribeOptions) -> Ask:
+    """What ``POST /transcribe`` wants of the desk, as far as is known; the length of the audio is guessed."""
+    prices = _service(request).desk.prices
+    owner = request.state.owner
+    size = upload_bytes(request)
+    return prices.transcription(
+        owner,
+        options,
+        prices.costs.audio_s_of(owner, size or None),
+        within_s=within_s(request),
+        fingerprint=fingerprint(request),
+        quota=quota_of(request),
+    )
+
+
+def quota_of(request: Request) -> Quota:
+    """What the request's key may have: its own limits, else the server's."""
+    return _service(request).desk.prices.quota.with_own(request.state.limits)
+
+
+def media_ask(request: Request, controller: Controller) -> Ask:
+    """What ``POST /extract-audio`` and ``POST /download`` want."""
+    prices = _service(request).desk.prices
+    return prices.media(request.state.owner, controller.what, within_s=within_s(request), fingerprint=fingerprint(request))
+
+
+def upload_bytes(request: Request) -> int | None:
+    """Length of the body; None where it is not said."""
+    said = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+    return int(said) if said.isdigit() else None
+
+
+def within_s(request: Request) -> float | None:
+    """Seconds that the caller is ready to wait for the answer (``Prefer: wait=N``, RFC 7240); None: any time."""
+    found = _WAIT.search(", ".join(request.headers.getlist("prefer")))
+    return float(found[1]) if found else None
+
+
+def fingerprint(request: Request) -> str:
+    """The same when the same client sends the same request again."""
+    parts = (
+        request.client.host if request.client else "",
+        request.url.path,
+        request.url.query,
+        request.headers.get("content-length", ""),
+        request.headers.get("idempotency-key", ""),
+    )
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service

@@ -1,0 +1,103 @@
+"""What a worker process really takes, measured by itself.
+
+Counted is memory of its own: pages that it shares with the forkserver since the fork belong to the base, file pages can be
+given back. While it loads or works, a thread samples ``/proc/self/statm`` (some microseconds each); elsewhere than on Linux
+the resident size stands in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+INTERVAL_S = 0.03
+_STATM, _ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Meter:
+    """Samples from its creation on; call :meth:`loaded` when the model is there."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = threading.Event()
+        self._busy.set()
+        self._offset = _private() - _anonymous()
+        self._base = self._peak = _anonymous()
+        self._weights: dict[str, int] = {}
+        self._shares: dict[str, float] = {}
+        threading.Thread(target=self._sample_for_ever, name="meter", daemon=True).start()
+
+    def loaded(self) -> tuple[int, int]:
+        """Bytes of its own now, and the most while it was loading."""
+        with self._lock:
+            self._look()
+            peak = self._peak
+            self._rest()
+        return max(0, self._base + self._offset), max(0, peak + self._offset)
+
+    def began(self, job_id: str, weight: int) -> None:
+        """A job starts. Growth is shared out between the running jobs in proportion to their weights."""
+        with self._lock:
+            self._weights[job_id], self._shares[job_id] = max(1, weight), 0.0
+            self._busy.set()
+
+    def ended(self, job_id: str) -> tuple[int, int | None]:
+        """The job's share of the growth at its highest; and where the worker is idle now, what it keeps. Both in bytes."""
+        with self._lock:
+            self._look()
+            del self._weights[job_id]
+            share = int(self._shares.pop(job_id))
+            if self._weights:
+                return share, None
+            self._rest()
+            return share, max(0, self._base + self._offset)
+
+    def _rest(self) -> None:
+        self._busy.clear()
+        _trim()
+        self._base = self._peak = _anonymous()
+
+    def _sample_for_ever(self) -> None:
+        while True:
+            self._busy.wait()
+            with self._lock:
+                self._look()
+            time.sleep(INTERVAL_S)
+
+    def _look(self) -> None:
+        now = _anonymous()
+        self._peak = max(self._peak, now)
+        whole = sum(self._weights.values())
+        for job_id, weight in self._weights.items():
+            self._shares[job_id] = max(self._shares[job_id], (now - self._base) * weight / whole)
+
+
+def _anonymous() -> int:
+    """Resident bytes that no file backs."""
+    try:
+        _, resident, shared, *_ = _STATM.read_bytes().split()
+        return (int(resident) - int(shared)) * _PAGE
+    except OSError:
+        return int(psutil.Process().memory_info().rss)
+
+
+def _private() -> int:
+    """Bytes that no other process shares: exact, but slow (milliseconds)."""
+    try:
+        lines = dict(line.split(":", 1) for line in _ROLLUP.read_text().splitlines()[1:])
+        return int(lines["Private_Dirty"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return _anonymous()
+
+
+def _trim() -> None:
+    """Give freed memory back to the system (glibc keeps it otherwise)."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,60 @@
+"""Which models stay loaded. Memory comes back only when a process ends, so models are evicted by ending their workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from app.pool.handle import State
+from app.pool.lane import Lane, Memory, PoolLimits
+
+
+class Residency:
+    """Least recently used first; never a model that works or loads. ``evict(lane, reason)`` ends its workers."""
+
+    def __init__(
+        self,
+        lanes: dict[str, Lane],
+        limits: PoolLimits,
+        evict: Callable[[Lane, str], None],
+        memory: Callable[[], Memory],
+        now: Callable[[], float],
+    ) -> None:
+        self._lanes, self._limits, self._evict, self._memory, self._now = lanes, limits, evict, memory, now
+
+    def make_room(self, amount: int, keep: frozenset[str]) -> None:
+        """Evict idle models that are not in ``keep`` until ``amount`` bytes are on their way back.
+
+        Workers that are ending already count.
+        """
+        ending = [worker for lane in self._lanes.values() for worker in lane.workers if worker.state is State.DEAD]
+        coming = sum(self._memory().held(worker.name) for worker in ending)
+        for lane in self._idle(keep):
+            if coming >= amount:
+                return
+            coming += sum(self._memory().held(worker.name) for worker in lane.workers)
+            self._evict(lane, "its memory is needed")
+
+    def has_place(self, lane: Lane, keep: frozenset[str]) -> bool:
+        """Whether another model may be resident beside the others; if not, idle ones are evicted for it."""
+        most = self._limits.max_resident_models
+        others = [other for other in self._resident() if other is not lane]
+        if not most or len(others) < most:
+            return True
+        for other in self._idle(keep)[: len(others) + 1 - most]:
+            self._evict(other, f"for {lane.setup.model}")
+        return False
+
+    def tick(self, *, everything: bool) -> None:
+        """Evict what has been idle for too long or is one too many; ``everything`` that is idle where memory is low."""
+        for lane in self._idle(frozenset()):
+            surplus = len(self._resident()) - (self._limits.max_resident_models or len(self._lanes))
+            expired = not lane.keep_warm and self._now() - lane.last_used > self._limits.idle_ttl_s
+            if everything or surplus > 0 or expired:
+                self._evict(lane, "memory is low" if everything else "it was idle")
+
+    def _resident(self) -> list[Lane]:
+        return [lane for lane in self._lanes.values() if lane.alive or lane.starting]
+
+    def _idle(self, keep: frozenset[str]) -> list[Lane]:
+        idle = [lane for lane in self._lanes.values() if lane.alive and lane.idle and lane.setup.model not in keep]
+        return sorted(idle, key=lambda lane: lane.last_used)

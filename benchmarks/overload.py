@@ -1,0 +1,184 @@
+"""Overload: what a server does when several times as much comes in as it can do.
+
+    python -m benchmarks.overload --into /tmp/overload               # about 25 minutes
+    python -m benchmarks.overload --into /tmp/overload --phase 50    # about 13 minutes, rougher
+
+Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
+one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
+queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
+Writes ``overload.json`` and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import overload_plots
+from benchmarks.corpus import lognormal_lengths, write_corpus
+from benchmarks.openloop import Client, Record, Shot, percentile, poisson, probe_health
+from benchmarks.overload_extra import flood, obeying, uploads
+from benchmarks.serving import Server, serving
+
+PATIENCE_S = 40.0
+FACTORS = (1.0, 2.0, 5.0, 10.0)
+QUEUE_S = "15"
+CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
+UNBOUNDED = {"STENOPOOL_MAX_QUEUE_S": "1000000", "STENOPOOL_MAX_QUEUED": "1000000"}
+BASELINES = {
+    "admission control": CONTROL,
+    "bounded queue (20)": {"STENOPOOL_MAX_QUEUE_S": "1000000", "STENOPOOL_MAX_QUEUED": "20"},
+    "semaphore, unbounded queue": UNBOUNDED,
+    "no control": {**UNBOUNDED, "STENOPOOL_STREAMS": "64", "STENOPOOL_THREADS": "1", "STENOPOOL_MAX_MEDIA_JOBS": "64"},
+}
+
+
+class Bench:
+    """Corpus, lengths and right texts, shared by all servers of a run."""
+
+    def __init__(self, phase_s: float) -> None:
+        self.lengths = lognormal_lengths(24, 30.0, 0.7, 6.0, 150.0, seed=11)
+        self.texts: dict[int, str] = {}
+        self.phase_s = phase_s
+        self.capacity = 0.0
+
+    def prepare(self, server: Server) -> None:
+        """Put the corpus where the server's callers may name it."""
+        write_corpus(server.data / "media", self.lengths)
+
+    def target(self, file: int) -> str:
+        """What to POST to."""
+        return f"/transcribe?model_size=demo&audio_file=recording-{file:02d}.wav"
+
+    def client(self, server: Server, timeout_s: float = PATIENCE_S, max_tries: int = 1) -> Client:
+        """A client that knows the right answers."""
+        return Client(server.url, server.keys, self.target, self.texts.get, timeout_s, max_tries)
+
+    async def learn(self, server: Server) -> None:
+        """Right texts, one request after the other; it also warms the server and its cost model."""
+        for number in range(len(self.lengths)):
+            client = Client(server.url, server.keys, self.target, lambda file: None, 300)
+            await client.run([Shot(0.0, number)])
+            (record,) = client.records
+            assert record.status == 200, record
+            self.texts[number] = record.text
+
+    async def measure_capacity(self, server: Server) -> float:
+        """Jobs per second of four clients that always have one request out, over one phase."""
+        end = asyncio.get_running_loop().time() + self.phase_s / 2
+        chance = random.Random(3)
+
+        async def always() -> int:
+            done = 0
+            while asyncio.get_running_loop().time() < end:
+                client = self.client(server)
+                await client.run([Shot(0.0, chance.randrange(len(self.lengths)))])
+                done += client.records[0].ok
+            return done
+
+        began = asyncio.get_running_loop().time()
+        done = sum(await asyncio.gather(*(always() for _ in range(4))))
+        return done / (asyncio.get_running_loop().time() - began)
+
+
+async def phase(bench: Bench, server: Server, factor: float, seed: int = 5) -> dict[str, Any]:
+    """``factor`` times the capacity for one phase; figures of what arrived after the first fifth of it."""
+    shots = poisson(factor * bench.capacity, bench.phase_s, len(bench.lengths), 0, random.Random(seed))
+    stop = asyncio.Event()
+    health = asyncio.create_task(probe_health(server.url, stop))
+    peak = asyncio.create_task(_peak(server, stop))
+    client = bench.client(server)
+    await client.run(shots)
+    stop.set()
+    cut = bench.phase_s / 5
+    return {
+        "factor": factor,
+        "offered_per_s": len(shots) / bench.phase_s,
+        **summary(client.records, bench.lengths, cut, bench.phase_s),
+        "health_p99_ms": percentile(await health, 0.99) * 1000,
+        "peak_mb": await peak / 1e6,
+        "timeline": [(round(one.ended_at, 2), round(one.latency_s, 3), one.ok) for one in client.records],
+    }
+
+
+async def _peak(server: Server, stop: asyncio.Event) -> float:
+    most = 0
+    while not stop.is_set():
+        most = max(most, await asyncio.to_thread(server.family_rss))
+        await asyncio.sleep(2)
+    return most
+
+
+def summary(records: list[Record], lengths: list[float], cut: float, end: float) -> dict[str, Any]:
+    """Goodput is counted by the time of the answer, latency by the time of arrival, both after ``cut`` seconds."""
+    good = [one for one in records if one.ok and cut <= one.ended_at <= end]
+    late = [one for one in records if one.shot.at >= cut]
+    latencies = [one.latency_s for one in late if one.ok]
+    refusals = [one.latency_s for one in late if one.status == 429]
+    return {
+        "goodput_jobs_per_s": len(good) / (end - cut),
+        "goodput_audio_s_per_s": sum(lengths[one.shot.file] for one in good) / (end - cut),
+        "admitted": len(latencies),
+        "p50_s": percentile(latencies, 0.5),
+        "p99_s": percentile(latencies, 0.99),
+        "refused": len(refusals),
+        "refusal_p99_ms": percentile(refusals, 0.99) * 1000,
+        "wrong": sum(one.status == 200 and not one.right for one in records),
+        "lost": sum(one.lost for one in records),
+    }
+
+
+async def run(bench: Bench, into: Path) -> dict[str, Any]:
+    """Everything."""
+    results: dict[str, Any] = {"levels": [], "baselines": {}}
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10, **CONTROL) as server:
+        bench.prepare(server)
+        await bench.learn(server)
+        bench.capacity = results["capacity_jobs_per_s"] = await bench.measure_capacity(server)
+        print(f"capacity {bench.capacity:.2f} jobs/s, mean length {sum(bench.lengths) / len(bench.lengths):.1f} s", flush=True)
+        for factor in FACTORS:
+            results["levels"].append(await phase(bench, server, factor))
+            _print(f"{factor:g}x", results["levels"][-1])
+        results["baselines"]["admission control"] = results["levels"][2]
+        results["obeying"] = await obeying(bench, server)
+        print("obeying", results["obeying"], flush=True)
+        results["flood"] = await flood(bench, server)
+        print("flood", {name: value for name, value in results["flood"].items() if name != "per_key"}, flush=True)
+        results["capacity_after"] = server.get("/capacity")
+    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10) as server:
+        bench.prepare(server)
+        results["uploads"] = await uploads(bench, server)
+        print("uploads", results["uploads"], flush=True)
+    for name, settings in list(BASELINES.items())[1:]:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10, **settings) as server:
+            bench.prepare(server)
+            results["baselines"][name] = await phase(bench, server, 5.0)
+            _print(name, results["baselines"][name])
+    (into / "overload.json").write_text(json.dumps(results, indent=1, default=asdict))
+    overload_plots.draw(results, into)
+    return results
+
+
+def _print(name: str, row: dict[str, Any]) -> None:
+    shown = {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items() if key != "timeline"}
+    print(name, shown, flush=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, required=True, help="folder for overload.json and the plots")
+    parser.add_argument("--phase", type=float, default=120.0, help="seconds of each phase")
+    options = parser.parse_args()
+    options.into.mkdir(parents=True, exist_ok=True)
+    asyncio.run(run(Bench(options.phase), options.into))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What a process says it takes, against memory that is really allocated. Linux: elsewhere the figures are coarser."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, time
+from app.pool.meter import Meter
+MB = 1_000_000
+meter = Meter()
+time.sleep(0.1)
+load = bytearray(80 * MB); time.sleep(0.1)
+del load
+keeps = bytearray(30 * MB)
+kept, peak = meter.loaded()
+meter.began("a", 100)
+one = bytearray(50 * MB); time.sleep(0.1)
+del one
+alone = meter.ended("a")
+meter.began("b", 300)
+meter.began("c", 100)
+both = bytearray(80 * MB); time.sleep(0.1)
+del both
+of_b = meter.ended("b")
+of_c = meter.ended("c")
+print(json.dumps([kept, peak, alone, of_b, of_c]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
+def test_load_peak_and_shares_of_jobs_are_what_was_allocated() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True, text=True)
+    kept, peak, alone, of_b, of_c = json.loads(done.stdout)
+    mb = 1_000_000
+    assert 30 * mb < kept < 60 * mb
+    assert 75 * mb < peak - kept + 30 * mb < 95 * mb
+    assert 48 * mb < alone[0] < 55 * mb
+    assert abs(alone[1] - kept) < 5 * mb  # idle afterwards: what it keeps
+    assert of_b[1] is None  # not idle yet
+    assert 58 * mb < of_b[0] < 63 * mb
+    assert 18 * mb < of_c[0] < 22 * mb
+    assert of_c[1] is not None
