@@ -1,12 +1,13 @@
 """Overload: what a server does when several times as much comes in as it can do.
 
-    python -m benchmarks.overload --into /tmp/overload               # about 25 minutes
-    python -m benchmarks.overload --into /tmp/overload --phase 50    # about 13 minutes, rougher
+    python -m benchmarks.overload --into /tmp/overload                          # about 25 minutes
+    python -m benchmarks.overload --into /tmp/overload --parts levels --phase 60   # one part of it
 
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-Writes ``overload.json`` and plots.
+The levels take turns, twice, so that a machine that is slower for a while is slower for all of them. Writes
+``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import asyncio
 import json
 import random
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from benchmarks.serving import Server, serving
 
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
-QUEUE_S = "15"
+QUEUE_S = "8"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
+ROUNDS = 2
+PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
 UNBOUNDED = {"STENOPOOL_MAX_QUEUE_S": "1000000", "STENOPOOL_MAX_QUEUED": "1000000"}
 BASELINES = {
@@ -87,24 +90,38 @@ class Bench:
         return done / (asyncio.get_running_loop().time() - began)
 
 
-async def phase(bench: Bench, server: Server, factor: float, seed: int = 5) -> dict[str, Any]:
-    """``factor`` times the capacity for one phase; figures of what arrived after the first fifth of it."""
-    shots = poisson(factor * bench.capacity, bench.phase_s, len(bench.lengths), 0, random.Random(seed))
-    stop = asyncio.Event()
-    health = asyncio.create_task(probe_health(server.url, stop))
-    peak = asyncio.create_task(_peak(server, stop))
-    client = bench.client(server)
-    await client.run(shots)
-    stop.set()
-    cut = bench.phase_s / 5
-    return {
-        "factor": factor,
-        "offered_per_s": len(shots) / bench.phase_s,
-        **summary(client.records, bench.lengths, cut, bench.phase_s),
-        "health_p99_ms": percentile(await health, 0.99) * 1000,
-        "peak_mb": await peak / 1e6,
-        "timeline": [(round(one.ended_at, 2), round(one.latency_s, 3), one.ok) for one in client.records],
-    }
+@dataclass
+class Level:
+    """What was seen at one load, over one or more phases."""
+
+    factor: float
+    offered: int = 0
+    phases: list[list[Record]] = field(default_factory=list)
+    health: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    async def run(self, bench: Bench, server: Server, seed: int) -> None:
+        """One more phase."""
+        shots = poisson(self.factor * bench.capacity, bench.phase_s, len(bench.lengths), 0, random.Random(seed))
+        stop = asyncio.Event()
+        health = asyncio.create_task(probe_health(server.url, stop))
+        peak = asyncio.create_task(_peak(server, stop))
+        self.phases.append(await bench.client(server).run(shots))
+        stop.set()
+        self.offered += len(shots)
+        self.health += await health
+        self.peak = max(self.peak, await peak)
+
+    def result(self, bench: Bench) -> dict[str, Any]:
+        """Figures of what arrived after the first fifth of each phase."""
+        return {
+            "factor": self.factor,
+            "offered_per_s": self.offered / bench.phase_s / len(self.phases),
+            **summary(self.phases, bench.lengths, bench.phase_s / 5, bench.phase_s),
+            "health_p99_ms": percentile(self.health, 0.99) * 1000,
+            "peak_mb": self.peak / 1e6,
+            "timeline": [(round(one.ended_at, 2), round(one.latency_s, 3), one.ok) for one in self.phases[0]],
+        }
 
 
 async def _peak(server: Server, stop: asyncio.Event) -> float:
@@ -115,53 +132,80 @@ async def _peak(server: Server, stop: asyncio.Event) -> float:
     return most
 
 
-def summary(records: list[Record], lengths: list[float], cut: float, end: float) -> dict[str, Any]:
+def summary(phases: list[list[Record]], lengths: list[float], cut: float, end: float) -> dict[str, Any]:
     """Goodput is counted by the time of the answer, latency by the time of arrival, both after ``cut`` seconds."""
+    records = [one for phase in phases for one in phase]
     good = [one for one in records if one.ok and cut <= one.ended_at <= end]
     late = [one for one in records if one.shot.at >= cut]
     latencies = [one.latency_s for one in late if one.ok]
     refusals = [one.latency_s for one in late if one.status == 429]
+    seconds = (end - cut) * len(phases)
     return {
-        "goodput_jobs_per_s": len(good) / (end - cut),
-        "goodput_audio_s_per_s": sum(lengths[one.shot.file] for one in good) / (end - cut),
+        "goodput_jobs_per_s": len(good) / seconds,
+        "goodput_audio_s_per_s": sum(lengths[one.shot.file] for one in good) / seconds,
         "admitted": len(latencies),
         "p50_s": percentile(latencies, 0.5),
         "p99_s": percentile(latencies, 0.99),
         "refused": len(refusals),
+        "refusal_p50_ms": percentile(refusals, 0.5) * 1000,
         "refusal_p99_ms": percentile(refusals, 0.99) * 1000,
         "wrong": sum(one.status == 200 and not one.right for one in records),
         "lost": sum(one.lost for one in records),
     }
 
 
-async def run(bench: Bench, into: Path) -> dict[str, Any]:
-    """Everything."""
-    results: dict[str, Any] = {"levels": [], "baselines": {}}
+async def run(bench: Bench, into: Path, parts: frozenset[str]) -> None:
+    """The parts; each is written down as soon as it has been measured."""
+    path = into / "overload.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def found(name: str, result: Any) -> None:
+        results[name] = result
+        path.write_text(json.dumps(results, indent=1, default=asdict))
+
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10, **CONTROL) as server:
         bench.prepare(server)
         await bench.learn(server)
-        bench.capacity = results["capacity_jobs_per_s"] = await bench.measure_capacity(server)
+        bench.capacity = await bench.measure_capacity(server)
+        found("capacity_jobs_per_s", bench.capacity)
         print(f"capacity {bench.capacity:.2f} jobs/s, mean length {sum(bench.lengths) / len(bench.lengths):.1f} s", flush=True)
-        for factor in FACTORS:
-            results["levels"].append(await phase(bench, server, factor))
-            _print(f"{factor:g}x", results["levels"][-1])
-        results["baselines"]["admission control"] = results["levels"][2]
-        results["obeying"] = await obeying(bench, server)
-        print("obeying", results["obeying"], flush=True)
-        results["flood"] = await flood(bench, server)
-        print("flood", {name: value for name, value in results["flood"].items() if name != "per_key"}, flush=True)
-        results["capacity_after"] = server.get("/capacity")
-    with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10) as server:
-        bench.prepare(server)
-        results["uploads"] = await uploads(bench, server)
-        print("uploads", results["uploads"], flush=True)
-    for name, settings in list(BASELINES.items())[1:]:
+        if "levels" in parts:
+            found("levels", await _levels(bench, server))
+        if "obeying" in parts:
+            found("obeying", await obeying(bench, server))
+            print("obeying", results["obeying"], flush=True)
+        if "flood" in parts:
+            found("flood", await flood(bench, server))
+            print("flood", results["flood"], flush=True)
+        found("capacity_after", server.get("/capacity"))
+    if "uploads" in parts:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10) as server:
+            bench.prepare(server)
+            found("uploads", await uploads(bench, server))
+            print("uploads", results["uploads"], flush=True)
+    if "baselines" in parts:
+        found("baselines", await _baselines(bench))
+    overload_plots.draw(results, into)
+
+
+async def _levels(bench: Bench, server: Server) -> list[dict[str, Any]]:
+    levels = [Level(factor) for factor in FACTORS]
+    for number in range(ROUNDS):
+        for level in levels:
+            await level.run(bench, server, seed=5 + number)
+            _print(f"{level.factor:g}x", level.result(bench))
+    return [level.result(bench) for level in levels]
+
+
+async def _baselines(bench: Bench) -> dict[str, dict[str, Any]]:
+    results = {}
+    for name, settings in BASELINES.items():
         with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10, **settings) as server:
             bench.prepare(server)
-            results["baselines"][name] = await phase(bench, server, 5.0)
-            _print(name, results["baselines"][name])
-    (into / "overload.json").write_text(json.dumps(results, indent=1, default=asdict))
-    overload_plots.draw(results, into)
+            level = Level(5.0)
+            await level.run(bench, server, seed=5)
+            results[name] = level.result(bench)
+            _print(name, results[name])
     return results
 
 
@@ -174,10 +218,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, required=True, help="folder for overload.json and the plots")
-    parser.add_argument("--phase", type=float, default=120.0, help="seconds of each phase")
+    parser.add_argument("--phase", type=float, default=80.0, help="seconds of each phase")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure; all unless told")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
-    asyncio.run(run(Bench(options.phase), options.into))
+    asyncio.run(run(Bench(options.phase), options.into, frozenset(options.parts)))
 
 
 if __name__ == "__main__":

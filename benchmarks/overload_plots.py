@@ -12,9 +12,11 @@ import matplotlib.pyplot as plt
 
 
 def draw(results: dict[str, Any], into: Path) -> None:
-    """``overload-levels.png`` and ``overload-baselines.png``."""
-    _levels(results, into / "overload-levels.png")
-    _baselines(results, into / "overload-baselines.png")
+    """``overload-levels.png`` and ``overload-baselines.png``, of what has been measured."""
+    if "levels" in results:
+        _levels(results, into / "overload-levels.png")
+    if "baselines" in results:
+        _baselines(results, into / "overload-baselines.png")
 
 
 def _levels(results: dict[str, Any], path: Path) -> None:

@@ -1,7 +1,8 @@
 """An engine whose behaviour the job chooses: ``initial_prompt`` holds a command.
 
 ``echo`` answers with the PCM's bytes, ``sleep:S`` computes for S seconds (cancellable), ``hang`` never looks at its
-cancel flag, ``stop`` freezes the whole process, ``kill`` ends it, ``kill-once:FILE`` ends it the first time, ``fail`` raises,
+cancel flag, ``stop`` freezes the whole process, ``kill`` ends it, ``kill-once:FILE`` ends it the first time,
+``kill-once-when:FILE`` does so as soon as there is such a file, ``until:FILE`` computes until there is one, ``fail`` raises,
 ``refuse`` raises one of our errors, ``garbage`` writes nonsense into the pipe. Model names choose set-up behaviour.
 """
 
@@ -67,6 +68,14 @@ class FakeEngine:
         if not Path(argument).exists():
             Path(argument).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+    def _kill_once_when(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        self._until(argument, cancelled)
+        self._kill_once(f"{argument}-seen", cancelled)
+
+    def _until(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        while not Path(argument).exists():
+            self._sleep("0.01", cancelled)
 
     def _fail(self, argument: str, cancelled: Callable[[], bool]) -> None:
         raise RuntimeError("secret detail")

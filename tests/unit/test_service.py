@@ -241,12 +241,19 @@ async def test_second_attempt_runs_alone_with_more_memory_and_before_those_who_w
         return slot
 
     monkeypatch.setattr(desk, "turn", seen)
-    first, second = run.begin("sleep:0.6"), run.begin(f"kill-once:{tmp_path / 'killed'}")
+    kill, end = tmp_path / "kill", tmp_path / "end"
+    first, second = run.begin(f"until:{end}"), run.begin(f"kill-once-when:{kill}")
+    await run.running(2)
     others = [run.begin("echo") for _ in range(3)]
+    while sum(ticket.phase is Phase.WAITING for ticket in desk.jobs.inside) < len(others):
+        await asyncio.sleep(0.002)
+    kill.touch()
     most = 0
     while not (first.done() and second.done()):
         alone = [handle for lane in run.service.pool._lanes.values() for handle in lane.workers if handle.exclusive]
         most = max(most, *(handle.load for handle in alone), 0)
+        if len(turns) > 2:
+            end.touch()
         await asyncio.sleep(0.002)
     await asyncio.gather(first, second, *others)
     assert most == 1
