@@ -1,6 +1,7 @@
 """Launcher of every media child: ``python -I -S _exec.py STATUS_FD LIMITS -- program argument ...``.
 
-Not imported by the service and free of its imports, so that it starts in about 10 ms. It forks once:
+Not imported by the service and free of its imports, so that it starts in about 10 ms. It makes a process group of its own
+and forks once:
 
 * the child sets the resource limits, takes ``/dev/null`` as stdin and becomes the program;
 * this process waits for it and reports its exit code on ``STATUS_FD`` (128 + n where signal n ended it), then kills
@@ -27,6 +28,7 @@ def main() -> None:
     program = sys.argv[4:]
     if dashes != "--" or not program:
         sys.exit("usage: _exec.py STATUS_FD LIMITS -- program argument ...")
+    os.setpgid(0, 0)  # before anything may kill the group
     os.set_inheritable(status_fd, False)
     # A SIGCHLD must wake the select below, so it needs a handler and a pipe that it writes to.
     woken, waker = os.pipe()
