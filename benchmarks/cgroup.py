@@ -1,11 +1,11 @@
 """A server in a small memory control group, offered several times as much as fits: nothing may be killed or lost.
 
-    python -m benchmarks.cgroup --limit-mb 2048 --into /tmp/cgroup            # about 5 minutes
-    python -m benchmarks.cgroup --limit-mb 4096 --into /tmp/cgroup
+    python -m benchmarks.cgroup --limit-mb 2048 --into /tmp/cgroup --models tiny --streams 8
+    python -m benchmarks.cgroup --limit-mb 4096 --into /tmp/cgroup --models tiny base small --streams 24
 
-Needs root and a cgroup v1 memory controller that can be written. Mixed jobs (demo model, batches of up to 16 windows, so that
-a long recording takes some hundred MB): short and long ones, with and without word times. Clients obey Retry-After until their
-job is done.
+Needs root and a cgroup v1 memory controller that can be written. Mixed jobs: short and long ones of the demo model, with and
+without word times, and a fifth of short ones of ``--models`` with random weights, which are made first. Many streams on few
+cores are slow; here they are what fills the memory. Clients obey Retry-After until their job is done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,22 +34,38 @@ from benchmarks.serving import Server, serving
 MB = 1 << 20
 SHORT, LONG = 16, 8
 LENGTHS = lognormal_lengths(SHORT, 12.0, 0.6, 4.0, 30.0, seed=4) + lognormal_lengths(LONG, 150.0, 0.4, 90.0, 280.0, seed=5)
+OTHERS = 0.2
+"""Share of the jobs that are for other models than demo."""
+TOKENS = 40
 
 
 @dataclass(frozen=True)
 class Mix:
-    """How many different recordings of each kind are used; 30 % of the jobs are long."""
+    """How many different recordings of each kind are used, and for which models beside demo; 30 % of the others are long.
+
+    A job is a number: that of its recording, and for other models that of the model times 100 more.
+    """
 
     short: int = SHORT
     long: int = LONG
+    models: tuple[str, ...] = ()
 
     def draw(self, chance: random.Random) -> int:
         """One of them."""
+        if self.models and chance.random() < OTHERS:
+            return 100 * (1 + chance.randrange(len(self.models))) + chance.randrange(self.short)
         return chance.randrange(self.short) if chance.random() < 0.7 else SHORT + chance.randrange(self.long)
 
     def all(self) -> list[int]:
         """Every one."""
-        return [*range(self.short), *range(SHORT, SHORT + self.long)]
+        others = [100 * (1 + number) + file for number in range(len(self.models)) for file in range(self.short)]
+        return [*range(self.short), *range(SHORT, SHORT + self.long), *others]
+
+    def target(self, job: int) -> str:
+        """The request: every third of demo's with word times."""
+        model, file = ("demo", *self.models)[job // 100], job % 100
+        words = "&word_timestamps=true" if model == "demo" and file % 3 == 0 else ""
+        return f"/transcribe?model_size={model}&audio_file=recording-{file:02d}.wav{words}"
 
 
 def group_root() -> Path | None:
@@ -118,17 +136,11 @@ class Watch:
         return int(control.get("oom_kill", 0))
 
 
-def target(file: int) -> str:
-    """A request of the mix: every third with word times."""
-    words = "&word_timestamps=true" if file % 3 == 0 else ""
-    return f"/transcribe?model_size=demo&audio_file=recording-{file:02d}.wav{words}"
-
-
 async def load(server: Server, group: Path, jobs: int, factor: float, capacity_s: float, mix: Mix) -> dict[str, Any]:
     """Measure the capacity of this very server for ``capacity_s`` seconds, then offer ``jobs`` jobs at ``factor`` times it."""
     texts: dict[int, str] = {}
     for number in mix.all():
-        client = Client(server.url, server.keys, target, lambda file: None, 300)
+        client = Client(server.url, server.keys, mix.target, lambda file: None, 300)
         (record,) = await client.run([Shot(0.0, number)])
         assert record.status == 200, record
         texts[number] = record.text
@@ -138,7 +150,7 @@ async def load(server: Server, group: Path, jobs: int, factor: float, capacity_s
     files = random.Random(8)
     shots = [Shot(shot.at, mix.draw(files)) for shot in poisson(rate, 2 * jobs / rate, 1, 0, random.Random(2))][:jobs]
     watching = asyncio.create_task(watch.run(server, stop))
-    client = Client(server.url, server.keys, target, texts.get, 900, max_tries=100)
+    client = Client(server.url, server.keys, mix.target, texts.get, 1800, max_tries=100)
     began = time.monotonic()
     records = await client.run(shots)
     took = time.monotonic() - began
@@ -181,7 +193,7 @@ async def _capacity(server: Server, texts: dict[int, str], seconds: float, mix: 
     async def always() -> int:
         done = 0
         while time.monotonic() < end:
-            (record,) = await Client(server.url, server.keys, target, texts.get, 300).run([Shot(0.0, mix.draw(files))])
+            (record,) = await Client(server.url, server.keys, mix.target, texts.get, 300).run([Shot(0.0, mix.draw(files))])
             done += record.ok
         return done
 
@@ -190,10 +202,20 @@ async def _capacity(server: Server, texts: dict[int, str], seconds: float, mix: 
     return done / (time.monotonic() - began)
 
 
-def run(limit_mb: int, jobs: int, factor: float, capacity_s: float = 20.0, mix: Mix = Mix()) -> dict[str, Any]:
+def run(
+    limit_mb: int,
+    jobs: int,
+    factor: float,
+    capacity_s: float = 30.0,
+    mix: Mix = Mix(),
+    streams: int = 4,
+    models_dir: Path | None = None,
+) -> dict[str, Any]:
     """The whole benchmark for one limit."""
     with tempfile.TemporaryDirectory() as folder, limited(limit_mb * MB) as group:
-        settings = {"STENOPOOL_BATCH_SIZE": "16", "STENOPOOL_STREAMS": "4", "STENOPOOL_MAX_QUEUE_S": "20"}
+        settings = {"STENOPOOL_BATCH_SIZE": "16", "STENOPOOL_STREAMS": str(streams), "STENOPOOL_MAX_QUEUE_S": "20"}
+        if models_dir is not None:
+            settings["STENOPOOL_MODELS_DIR"] = str(models_dir)
         write_corpus(Path(folder) / "data" / "media", LENGTHS)
         with serving(Path(folder), procs_file=group / "cgroup.procs", **settings) as server:
             return asyncio.run(load(server, group, jobs, factor, capacity_s, mix))
@@ -205,10 +227,18 @@ def main() -> None:
     parser.add_argument("--limit-mb", type=int, default=2048, help="limit of the group, MB of 2^20 bytes")
     parser.add_argument("--jobs", type=int, default=320)
     parser.add_argument("--factor", type=float, default=5.0, help="offered load / capacity")
-    parser.add_argument("--into", type=Path, required=True, help="folder for cgroup-LIMIT.json")
+    parser.add_argument("--models", nargs="*", default=[], help="models beside demo; made with random weights")
+    parser.add_argument("--streams", type=int, default=4, help="jobs at once per model")
+    parser.add_argument("--into", type=Path, required=True, help="folder for cgroup-LIMIT.json, and models-random")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)
-    result = run(options.limit_mb, options.jobs, options.factor)
+    made = options.into / "models-random"
+    missing = [name for name in options.models if not (made / name).exists()]
+    if missing:  # in a process of its own: what it needs of memory goes with it
+        own = [sys.executable, "-m", "benchmarks.random_models", *missing, "--into", str(made), "--tokens", str(TOKENS)]
+        subprocess.run(own, check=True)
+    mix = Mix(models=tuple(options.models))
+    result = run(options.limit_mb, options.jobs, options.factor, mix=mix, streams=options.streams, models_dir=made)
     (options.into / f"cgroup-{options.limit_mb}.json").write_text(json.dumps(result, indent=1))
     print(json.dumps(result, indent=1))
 

@@ -6,7 +6,7 @@
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-The levels take turns, twice, so that a machine that is slower for a while is slower for all of them. Writes
+The levels take turns, four times, so that a machine that is slower for a while is slower for all of them. Writes
 ``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
 
@@ -17,6 +17,7 @@ import asyncio
 import json
 import random
 import tempfile
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,11 @@ from benchmarks.serving import Server, serving
 
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
-QUEUE_S = "8"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
-ROUNDS = 2
+QUEUE_S = "5"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
+ROUNDS = 4
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
+CROWDED = {"STENOPOOL_MAX_QUEUED": "80"}  # 50 uploads that come in, and 30 that have
 UNBOUNDED = {"STENOPOOL_MAX_QUEUE_S": "1000000", "STENOPOOL_MAX_QUEUED": "1000000"}
 BASELINES = {
     "admission control": CONTROL,
@@ -73,8 +75,8 @@ class Bench:
             self.texts[number] = record.text
 
     async def measure_capacity(self, server: Server) -> float:
-        """Jobs per second of four clients that always have one request out, over one phase."""
-        end = asyncio.get_running_loop().time() + self.phase_s / 2
+        """Jobs per second of eight clients that always have one request out, over one phase."""
+        end = asyncio.get_running_loop().time() + self.phase_s
         chance = random.Random(3)
 
         async def always() -> int:
@@ -86,7 +88,7 @@ class Bench:
             return done
 
         began = asyncio.get_running_loop().time()
-        done = sum(await asyncio.gather(*(always() for _ in range(4))))
+        done = sum(await asyncio.gather(*(always() for _ in range(8))))
         return done / (asyncio.get_running_loop().time() - began)
 
 
@@ -99,6 +101,9 @@ class Level:
     phases: list[list[Record]] = field(default_factory=list)
     health: list[float] = field(default_factory=list)
     peak: int = 0
+    client_cpu_s: float = 0.0
+    server_cpu_s: float = 0.0
+    seconds: float = 0.0
 
     async def run(self, bench: Bench, server: Server, seed: int) -> None:
         """One more phase."""
@@ -106,19 +111,25 @@ class Level:
         stop = asyncio.Event()
         health = asyncio.create_task(probe_health(server.url, stop))
         peak = asyncio.create_task(_peak(server, stop))
+        began, mine, its = time.monotonic(), time.process_time(), server.api_cpu_s()
         self.phases.append(await bench.client(server).run(shots))
+        self.seconds += time.monotonic() - began
+        self.client_cpu_s += time.process_time() - mine
+        self.server_cpu_s += server.api_cpu_s() - its
         stop.set()
         self.offered += len(shots)
         self.health += await health
         self.peak = max(self.peak, await peak)
 
     def result(self, bench: Bench) -> dict[str, Any]:
-        """Figures of what arrived after the first fifth of each phase."""
+        """Figures of what arrived after the first fifth of each phase; CPU in cores, of the client and the API."""
         return {
             "factor": self.factor,
             "offered_per_s": self.offered / bench.phase_s / len(self.phases),
             **summary(self.phases, bench.lengths, bench.phase_s / 5, bench.phase_s),
             "health_p99_ms": percentile(self.health, 0.99) * 1000,
+            "client_cpu": self.client_cpu_s / self.seconds,
+            "server_cpu": self.server_cpu_s / self.seconds,
             "peak_mb": self.peak / 1e6,
             "timeline": [(round(one.ended_at, 2), round(one.latency_s, 3), one.ok) for one in self.phases[0]],
         }
@@ -179,7 +190,7 @@ async def run(bench: Bench, into: Path, parts: frozenset[str]) -> None:
             print("flood", results["flood"], flush=True)
         found("capacity_after", server.get("/capacity"))
     if "uploads" in parts:
-        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10) as server:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), keys=10, **CROWDED) as server:
             bench.prepare(server)
             found("uploads", await uploads(bench, server))
             print("uploads", results["uploads"], flush=True)
@@ -218,7 +229,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path, required=True, help="folder for overload.json and the plots")
-    parser.add_argument("--phase", type=float, default=80.0, help="seconds of each phase")
+    parser.add_argument("--phase", type=float, default=50.0, help="seconds of each phase")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS, help="what to measure; all unless told")
     options = parser.parse_args()
     options.into.mkdir(parents=True, exist_ok=True)

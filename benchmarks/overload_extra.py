@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 UPLOADS = 50
 UPLOAD_BYTES = 4_000_000
 NORMAL_KEYS = 9
-NORMAL_LOAD = 0.5
+NORMAL_LOAD = 0.7
 FLOOD = 50
 
 
 async def obeying(bench: Bench, server: Server) -> dict[str, Any]:
-    """Twice the capacity for half a phase; every refused client waits as long as it was told and comes again."""
-    client = bench.client(server, timeout_s=180, max_tries=10)
-    shots = poisson(2 * bench.capacity, bench.phase_s / 2, len(bench.lengths), 0, random.Random(7))
+    """Twice the capacity for one and a half phases; every refused client waits as long as it was told and comes again."""
+    client = bench.client(server, timeout_s=600, max_tries=20)
+    shots = poisson(2 * bench.capacity, bench.phase_s * 1.5, len(bench.lengths), 1, random.Random(7))
     records = await client.run(shots)
     return {
         "requests": len(records),
@@ -46,10 +46,10 @@ async def uploads(bench: Bench, server: Server) -> dict[str, Any]:
     health = asyncio.create_task(probe_health(server.url, stop_health))
     client = bench.client(server, timeout_s=300)
     load = asyncio.create_task(
-        client.run(poisson(2 * bench.capacity, bench.phase_s / 2, len(bench.lengths), 1, random.Random(9)))
+        client.run(poisson(2 * bench.capacity, bench.phase_s * 2, len(bench.lengths), 1, random.Random(9)))
     )
     rss = []
-    for _ in range(int(bench.phase_s / 2)):
+    for _ in range(int(bench.phase_s * 2)):
         await asyncio.sleep(1)
         rss.append(server.api_rss())
     inside = server.get("/capacity")["queue"]
@@ -67,10 +67,14 @@ async def uploads(bench: Bench, server: Server) -> dict[str, Any]:
         "health_p99_ms": percentile(latencies, 0.99) * 1000,
         "health_max_ms": max(latencies) * 1000,
         "api_rss_before_mb": before / 1e6,
-        "api_rss_first_mb": rss[0] / 1e6,
-        "api_rss_last_mb": rss[-1] / 1e6,
         "api_rss_most_mb": max(rss) / 1e6,
+        "api_rss_quarters_mb": [statistics.median(part) / 1e6 for part in _quarters(rss)],
     }
+
+
+def _quarters(values: list[int]) -> list[list[int]]:
+    size = len(values) // 4
+    return [values[part * size : (part + 1) * size] for part in range(4)]
 
 
 async def _slow_upload(server: Server, stop: asyncio.Event) -> asyncio.Task[None]:
@@ -85,8 +89,8 @@ async def _slow_upload(server: Server, stop: asyncio.Event) -> asyncio.Task[None
     async def drip() -> None:
         sent = 0
         while not stop.is_set() and sent < UPLOAD_BYTES - 20_000:
-            writer.write(bytes(16_000))
-            sent += 16_000
+            writer.write(bytes(8_000))
+            sent += 8_000
             await writer.drain()
             await asyncio.sleep(0.25)
         await stop.wait()
@@ -96,9 +100,9 @@ async def _slow_upload(server: Server, stop: asyncio.Event) -> asyncio.Task[None
 
 
 async def flood(bench: Bench, server: Server) -> dict[str, Any]:
-    """Nine keys at half the capacity together, alone and then beside one that sends 50 times what one of them sends."""
+    """Nine keys at 0.7 of the capacity together, alone and then beside one that sends 50 times what one of them sends."""
     rate = NORMAL_LOAD * bench.capacity / NORMAL_KEYS
-    end = bench.phase_s * 1.5
+    end = bench.phase_s * 2
     normal = [
         shot for key in range(1, NORMAL_KEYS + 1) for shot in poisson(rate, end, len(bench.lengths), key, random.Random(key))
     ]
@@ -109,8 +113,10 @@ async def flood(bench: Bench, server: Server) -> dict[str, Any]:
     shares = [_share(mine, key) for key in sorted({one.shot.key for one in mine})]
     return {
         "quiet_p50_s": percentile([one.latency_s for one in quiet if one.ok], 0.5),
+        "quiet_p95_s": percentile([one.latency_s for one in quiet if one.ok], 0.95),
         "quiet_p99_s": percentile([one.latency_s for one in quiet if one.ok], 0.99),
         "flooded_p50_s": percentile([one.latency_s for one in mine if one.ok], 0.5),
+        "flooded_p95_s": percentile([one.latency_s for one in mine if one.ok], 0.95),
         "flooded_p99_s": percentile([one.latency_s for one in mine if one.ok], 0.99),
         "normal_requests": len(normal),
         "normal_ok_quiet": sum(one.ok for one in quiet),

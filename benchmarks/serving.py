@@ -41,6 +41,11 @@ class Server:
         """Resident bytes of the API process."""
         return int(psutil.Process(self.pid).memory_info().rss)
 
+    def api_cpu_s(self) -> float:
+        """Seconds of processor time that the API process has used."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
     def family_rss(self) -> int:
         """Bytes of the API process and all its children, shared pages counted once per sharer (PSS) where known."""
         total = 0

@@ -37,6 +37,7 @@ class Bounds:
 
     def __init__(self, limits: Limits, promises: Promises, now: Callable[[], float]) -> None:
         self._limits, self._promises, self._now = limits, promises, now
+        self._places = limits.queued
         self.total = Load()
         self._by_key: dict[str, Load] = {}
         self._seen: OrderedDict[str, float] = OrderedDict()
@@ -50,20 +51,22 @@ class Bounds:
         if not mine.count:
             del self._by_key[key]
 
-    def shortage_s(self, ask: Ask, wait_s: float, streams: int) -> float:
+    def shortage_s(self, ask: Ask, wait_s: float, streams: int, idle: int = 0) -> float:
         """Seconds until there is room for ``ask`` in the line: 0 where there is some now.
 
-        ``wait_s`` is when the last one in line would start, ``streams`` how many work at once.
+        ``wait_s`` is when the last one in line would start, ``streams`` how many work at once,
+        ``idle`` how many of them have nothing to do yet: so many of those in line are as good as started.
         """
         limits = self._limits
-        if self._is_within(LOW * limits.queue_s, LOW * limits.queued, wait_s):
+        self._places = limits.queued + idle
+        if self._is_within(LOW * limits.queue_s, LOW * self._places, wait_s):
             return 0.0  # streams must not run dry while room is kept for those who do not come
         due = self._promises.is_due(ask.key, ask.fingerprint) and not self._dominates(ask.key, streams)
         if (due or self._is_below_its_share(ask, streams)) and self._is_within(
-            _stretched(limits.queue_s), _stretched(limits.queued), wait_s
+            _stretched(limits.queue_s), _stretched(self._places), wait_s
         ):
             return 0.0
-        if self._is_small(ask) and self._is_within(limits.queue_s, limits.queued, wait_s):
+        if self._is_small(ask) and self._is_within(limits.queue_s, self._places, wait_s):
             return 0.0
         return max(0.0, self._until_all_fit(ask, wait_s, streams), self._until_share(ask, streams))
 
@@ -74,7 +77,7 @@ class Bounds:
         """Among several keys, each has an equal part of the line that nobody's promises can take; one job at the least."""
         keys = self._keys(ask.key)
         mine_s, mine = self._claims_of(ask.key)
-        room_s, room = self._limits.queue_s * streams / keys, self._limits.queued / keys
+        room_s, room = self._limits.queue_s * streams / keys, self._places / keys
         return keys > 1 and (not mine or (mine_s + ask.seconds <= room_s and mine + 1 <= room))
 
     def _is_small(self, ask: Ask) -> bool:
@@ -88,7 +91,7 @@ class Bounds:
         """Whether one key among several has so much of the line that even promises to it do not count."""
         limits, mine = self._limits, self._by_key.get(key, NOTHING)
         share = limits.share / (1 + limits.share)
-        most_s, most = share * _stretched(limits.queue_s) * streams, share * _stretched(limits.queued)
+        most_s, most = share * _stretched(limits.queue_s) * streams, share * _stretched(self._places)
         return self._keys(key) > 1 and (mine.seconds > most_s or mine.count > most)
 
     def _claims_of(self, key: str) -> tuple[float, float]:
@@ -109,7 +112,7 @@ class Bounds:
     def _until_short(self, backlog: Backlog, more: int = 0, more_s: float = 0.0) -> float:
         """Seconds until ``backlog``, and ``more`` jobs of ``more_s`` seconds in it, has shrunk to a line with room."""
         limits = self._limits
-        by_count = backlog.start_of(backlog.count + more + 1 - limits.queued)
+        by_count = backlog.start_of(backlog.count + more + 1 - self._places)
         return max(backlog.last_s + more_s / backlog.streams - limits.queue_s, by_count)
 
     def _until_share(self, ask: Ask, streams: int) -> float:
@@ -123,7 +126,7 @@ class Bounds:
         mine_s, mine = self._claims_of(ask.key)
         most_s = limits.queue_s * streams
         room_s = max(limits.share * (most_s - self.total.seconds), most_s / keys)
-        room = max(limits.share * (limits.queued - self.total.count), limits.queued / keys)
+        room = max(limits.share * (self._places - self.total.count), self._places / keys)
         job_s = self.total.seconds / self.total.count if self.total.count else ask.seconds
         over_s = max(mine_s - room_s, (mine + 1 - room) * job_s)
         return over_s * max(1, self._about()) / streams  # those about take turns

@@ -74,6 +74,16 @@ def test_who_comes_in_is_counted_until_it_has_left_and_only_once() -> None:
     assert all(ticket.phase is Phase.ENDED for ticket in tickets)
 
 
+def test_burst_of_as_many_as_run_and_wait_comes_in_whether_anything_was_decoded_yet_or_not() -> None:
+    cold, warm = Desk(Limits(2, 10, 600.0)), Desk(Limits(2, 10, 600.0))
+    for desk, comes in ((cold, cold.enter), (warm, warm.comes)):
+        for _ in range(12):
+            comes(job(1.0))
+        with pytest.raises(QueueFull):
+            comes(job(1.0))
+        assert desk.is_full
+
+
 @pytest.mark.parametrize("last", ["entered", "waiting", "running", "again"])
 def test_whatever_a_ticket_was_doing_everything_is_given_back(last: str) -> None:
     desk = Desk(Limits(1, 10, 600.0))
