@@ -55,6 +55,8 @@ class Meter:
             del self._weights[job_id]
             share = int(self._shares.pop(job_id))
             if self._weights:
+                if _anonymous() - self._base > sum(self._weights.values()):
+                    _trim()  # what it left behind must not be blamed on the others, nor be held beside their reservations
                 return share, None
             self._rest()
             return share, max(0, self._base + self._offset)

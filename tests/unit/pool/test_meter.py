@@ -31,6 +31,33 @@ of_c = meter.ended("c")
 print(json.dumps([kept, peak, alone, of_b, of_c]))
 """
 
+LEFT_BEHIND = """
+import ctypes, json, time
+from app.pool.meter import Meter
+MB = 1_000_000
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+meter = Meter()
+meter.loaded()
+meter.began("gone", 80 * MB)
+meter.began("stays", 10 * MB)
+pieces = [libc.malloc(100_000) for _ in range(800)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 100_000)
+time.sleep(0.1)
+for piece in pieces[:-1]:  # the last one holds the heap's end in its place
+    libc.free(piece)
+meter.ended("gone")
+time.sleep(0.1)
+print(json.dumps(meter.ended("stays")[0]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
+def test_what_a_job_left_behind_is_given_back_and_not_blamed_on_those_that_still_run() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, check=True, text=True)
+    assert 8_000_000 < int(done.stdout) < 12_000_000  # its part of 80 MB, not all of them
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
 def test_load_peak_and_shares_of_jobs_are_what_was_allocated() -> None:
