@@ -19,7 +19,7 @@ from app.admission.uploads import Uploads
 
 __all__ = ["Cost", "CostModel", "Footprint", "Work"]
 
-VERSION = 2
+VERSION = 3
 """Of what :meth:`CostModel.dump` gives. Raise it where the formulas of ``prior.py`` change: ratios to them are kept."""
 MAX_KINDS = 256
 WORKER_TRUST = 3

@@ -66,12 +66,13 @@ def windows_of(work: Work) -> int:
 
 
 def job_bytes(work: Work, batch_size: int) -> float:
-    """Extra bytes at the peak of a job: slots of the batch, the length, alignment and VAD."""
+    """Extra bytes at the peak of a job: slots of the batch, what they leave behind, alignment and VAD."""
     slots = max(1, min(batch_size, work.batch_size or batch_size, windows_of(work)))
     vad = _vad(work.vad)
     model = _model(work.model)
     total = (model["first"] + (slots - 1) * model["slot"]) * max(1.0, _beam(work.beam_size))
-    total += vad["bytes"] + vad["minute"] * audio_s_of(work) / 60
+    minutes = audio_s_of(work) / 60
+    total += vad["bytes"] + vad["minute"] * minutes + min(table.FREED["minute"] * minutes, table.FREED["most"])
     return total + (_alignment(work.model)["bytes"] if work.word_timestamps else 0)
 
 
