@@ -111,8 +111,9 @@ class Bounds:
 
     def _until_short(self, backlog: Backlog, more: int = 0, more_s: float = 0.0) -> float:
         """Seconds until ``backlog``, and ``more`` jobs of ``more_s`` seconds in it, has shrunk to a line with room."""
-        limits = self._limits
-        by_count = backlog.start_of(backlog.count + more + 1 - self._places)
+        limits, behind = self._limits, backlog.count + more + 1
+        # one place is free as soon as one ends, which is when the first starts that does not start at once
+        by_count = backlog.start_of(behind - limits.queued) if behind > self._places else 0.0
         return max(backlog.last_s + more_s / backlog.streams - limits.queue_s, by_count)
 
     def _until_share(self, ask: Ask, streams: int) -> float:
