@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,9 +30,9 @@ from app.service import worker_setup
 from app.settings import PROJECT_ROOT, Settings
 from app.work import Task
 from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of
+from benchmarks.serving import Server, inherited, serving
 
 RATE = 16_000
-KEY = "memory-benchmark-key-0123456789"
 STREAM_S = 120
 """Seconds of audio per stream or copy: more than one batch of four windows."""
 WORKER_EVERY_S, GROUP_EVERY_S = 0.02, 0.1
@@ -167,32 +165,14 @@ class Lab:
             return {"idle": idle, "peak": peak.high | {"files": files_of(pids)}, "each": each, "segments": answers}
 
     @contextmanager
-    def _server(self, model: str, count: int) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        with tempfile.TemporaryDirectory(dir=self._folder) as data:
-            own = {
-                "PORT": port,
-                "STENOPOOL_DATA_DIR": data,
-                "STENOPOOL_API_KEYS": KEY,
-                "STENOPOOL_OFFLINE": 1,
-                "STENOPOOL_LOG_LEVEL": "warning",
-            }
-            own |= {"STENOPOOL_WARM_MODELS": model, "STENOPOOL_STREAMS": count, "STENOPOOL_THREADS": 1}
-            if self._models_dir:
-                own["STENOPOOL_MODELS_DIR"] = self._models_dir
-            server = subprocess.Popen([sys.executable, "main.py"], cwd=PROJECT_ROOT, env=_environment(own))
-            client = httpx.Client(
-                base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=3600, trust_env=False
-            )
-            try:
-                wait_ready(client, server)
+    def _server(self, model: str, count: int) -> Iterator[tuple[Server, httpx.Client]]:
+        own = {"STENOPOOL_WARM_MODELS": model, "STENOPOOL_STREAMS": str(count), "STENOPOOL_THREADS": "1"}
+        if self._models_dir:
+            own["STENOPOOL_MODELS_DIR"] = str(self._models_dir)
+        with tempfile.TemporaryDirectory(dir=self._folder) as data, serving(Path(data), **own) as server:
+            headers = {"X-API-Key": server.keys[0]}
+            with httpx.Client(base_url=server.url, headers=headers, timeout=3600, trust_env=False) as client:
                 yield server, client
-            finally:
-                client.close()
-                server.terminate()
-                server.wait(60)
 
     def copies(self, model: str, count: int, kind: str) -> dict[str, Any]:
         """``count`` interpreters that load the model each for itself and run one job each, all at once."""
@@ -203,7 +183,7 @@ class Lab:
         command.append(str(MODELS[model].chunk_s))
         own = {"PYANNOTE_METRICS_ENABLED": "false", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started = [subprocess.Popen(command, cwd=PROJECT_ROOT, env=_environment(own), **pipes) for _ in range(count)]
+        started = [subprocess.Popen(command, cwd=PROJECT_ROOT, env=inherited() | own, **pipes) for _ in range(count)]
         pids = [one.pid for one in started]
         try:
             for one in started:
@@ -227,12 +207,6 @@ def _cpu_s(pid: int) -> float:
     return round(times.user + times.system, 2)
 
 
-def _environment(own: dict[str, Any]) -> dict[str, str]:
-    """This process's, without what the spawner put there for its workers."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "STENOPOOL_"))}
-    return inherited | {name: str(value) for name, value in own.items()}
-
-
 def _own(peak: Peak, afterwards: dict[str, int]) -> int:
     """The highest ``own`` of a worker: its highest ``anon``, less what it shares with the forkserver."""
     return peak.high["anon"] - (afterwards["anon"] - afterwards["own"])
@@ -253,21 +227,6 @@ def say(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
-
-
-def wait_ready(client: httpx.Client, server: subprocess.Popen[bytes], timeout_s: float = 300.0) -> None:
-    """Return when ``/ready`` says yes."""
-    over = time.monotonic() + timeout_s
-    while time.monotonic() < over:
-        try:
-            if client.get("/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        if server.poll() is not None:
-            break
-        time.sleep(0.5)
-    raise RuntimeError("the server did not become ready")
 
 
 def ask(client: httpx.Client, model: str, wav: bytes) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
-READY_S = 180.0
+READY_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ class Server:
         return total
 
 
+def inherited() -> dict[str, str]:
+    """This process's environment, without settings of a server, and without what the pool's spawner puts there for workers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "STENOPOOL_"))}
+
+
 @contextmanager
 def serving(folder: Path, keys: int = 1, procs_file: Path | None = None, **settings: str) -> Iterator[Server]:
     """Start a server with its data in ``folder`` and ``keys`` keys; at the end it is stopped.
@@ -77,7 +82,6 @@ def serving(folder: Path, keys: int = 1, procs_file: Path | None = None, **setti
         "STENOPOOL_SHUTDOWN_GRACE_S": "1",
         "STENOPOOL_LOG_LEVEL": "warning",
     }
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STENOPOOL_")}
 
     def join() -> None:
         if procs_file is not None:
@@ -85,7 +89,12 @@ def serving(folder: Path, keys: int = 1, procs_file: Path | None = None, **setti
 
     with open(folder / "server.log", "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "main.py"], cwd=ROOT, env={**inherited, **own, **settings}, stdout=log, stderr=log, preexec_fn=join
+            [sys.executable, "main.py"],
+            cwd=ROOT,
+            env={**inherited(), **own, **settings},
+            stdout=log,
+            stderr=log,
+            preexec_fn=join,
         )
     server = Server(f"http://127.0.0.1:{port}", names, folder / "data", process.pid)
     try:

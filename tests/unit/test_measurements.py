@@ -18,26 +18,16 @@ from sqlalchemy import insert, select, text
 from app.database import Database, metadata
 from app.errors import CapacityError
 from app.measurements import Measurements, measurements
+from tests.fakes.clock import Clock
 
 START = datetime(2026, 1, 2, tzinfo=timezone.utc)
 OTHER_URL = os.environ.get("STENOPOOL_TEST_DATABASE_URL")
 sqlite_only = pytest.mark.skipif(OTHER_URL is not None, reason="about SQLite")
 
 
-class Clock:
-    """A wall clock that moves one second per look."""
-
-    def __init__(self) -> None:
-        self.moment = START
-
-    def __call__(self) -> datetime:
-        self.moment += timedelta(seconds=1)
-        return self.moment
-
-
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    opened = Database(OTHER_URL or f"sqlite:///{tmp_path}/jobs.db", now=Clock())
+    opened = Database(OTHER_URL or f"sqlite:///{tmp_path}/jobs.db", now=Clock(START))
     opened.create_schema()
     yield opened
     if OTHER_URL:

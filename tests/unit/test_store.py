@@ -25,21 +25,11 @@ from app.database import metadata
 from app.errors import CapacityError, DeadlineExceeded, DiskFull, StenopoolError
 from app.jobs import Job, Status, TranscribeOptions, VadOptions, new_id
 from app.store import AsyncStore, Store
+from tests.fakes.clock import Clock
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
 OTHER_URL = os.environ.get("STENOPOOL_TEST_DATABASE_URL")
 sqlite_only = pytest.mark.skipif(OTHER_URL is not None, reason="about SQLite")
-
-
-class Clock:
-    """A wall clock that moves one second per look."""
-
-    def __init__(self) -> None:
-        self.moment = START
-
-    def __call__(self) -> datetime:
-        self.moment += timedelta(seconds=1)
-        return self.moment
 
 
 def job(owner: str = "alice", **changes: object) -> Job:
@@ -48,7 +38,7 @@ def job(owner: str = "alice", **changes: object) -> Job:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    opened = Store(OTHER_URL or f"sqlite:///{tmp_path}/data/jobs.db", now=Clock())
+    opened = Store(OTHER_URL or f"sqlite:///{tmp_path}/data/jobs.db", now=Clock(START))
     opened.create_schema()
     yield opened
     if OTHER_URL:
