@@ -61,6 +61,8 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
         streams=settings.stream_count,
         threads=settings.thread_count,
         batch_size=settings.batch_size,
+        runners=settings.runner_count,
+        batch_wait_s=settings.batch_wait_ms / 1000,
     )
 
 
@@ -229,16 +231,16 @@ class Service:
                 started = await self.store.run(self.store.sync.start, job.id)
                 if started is None:
                     raise Cancelled("The job was cancelled.")
-                result, batch = folder / f"result-{started.attempts}.json", self.desk.batch_size(ticket)
+                result, batch = folder / f"result-{started.attempts}.json", self.desk.batch_size(job.options.model)
                 path = str(decoded.path)
                 task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch)
                 try:
                     measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
-                    self.desk.prices.learn_job(job.options, decoded.duration_s, batch, measured)
+                    self.desk.prices.learn_job(job.options, decoded.duration_s, measured)
                     return await self._finish(job.id, started.attempts, result)
                 except WorkerDied as death:
                     deaths += death.alone
-                    of_memory = await self._died(job, decoded, death)
+                    of_memory = await self._died(job, death)
                     await self.store.run(self.store.sync.requeue, job.id, started.attempts, charge=death.alone)
             self.desk.again(ticket)
         kind = OutOfMemory if of_memory else WorkerLost
@@ -258,11 +260,11 @@ class Service:
 
         return report
 
-    async def _died(self, job: Job, decoded: Decoded, death: WorkerDied) -> bool:
+    async def _died(self, job: Job, death: WorkerDied) -> bool:
         """Whether it was for lack of memory; the next such job is billed more then."""
         of_memory = await self.desk.died_of_memory()
         if of_memory and death.alone:
-            self.desk.prices.learn_death(job.options, decoded.duration_s)
+            self.desk.prices.learn_death(job.options.model)
         return of_memory
 
     async def _finish(self, job_id: str, attempt: int, result: Path) -> Transcript:

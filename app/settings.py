@@ -81,8 +81,16 @@ class Settings(BaseSettings):
         "KEY_REQUESTS_PER_MINUTE", 0, "Transcriptions per minute of one key. 0: no limit.", ge=0
     )
     queue_timeout_s: float = _own("QUEUE_TIMEOUT", 3600.0, "Seconds that a transcription may wait in line before 504.", gt=0)
-    streams: int = _own("STREAMS", 0, "Jobs that one worker runs at once, sharing the weights. 0: cores, 4 at most.", ge=0)
-    threads: int = _own("THREADS", 0, "Threads per stream. 0: cores divided by streams.", ge=0)
+    streams: int = _own(
+        "STREAMS", 0, "Jobs that one worker runs at once, sharing weights and batches. 0: twice the cores, 8 at most.", ge=0
+    )
+    runners: int = _own(
+        "RUNNERS", 0, "Engine calls that one worker makes at once, for all its jobs. 0: cores, 4 at most.", ge=0
+    )
+    threads: int = _own("THREADS", 0, "Threads per engine call. 0: cores divided by runners.", ge=0)
+    batch_wait_ms: float = _own(
+        "BATCH_WAIT_MS", 0.0, "Milliseconds that a batch waits for windows of other jobs. Pays on GPUs.", ge=0, le=1000
+    )
     workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model.", ge=1, le=64)
     max_resident_models: int = _own(
         "MAX_RESIDENT_MODELS", 0, "Models that are loaded at once; idle ones are evicted. 0: as many as fit.", ge=0
@@ -148,14 +156,20 @@ class Settings(BaseSettings):
 
     @cached_property
     def stream_count(self) -> int:
-        """Streams per worker: as set, else one per core, 4 at most."""
-        wanted = self.streams or min(self.cores, 4)
+        """Jobs at once per worker: as set, else two per core, 8 at most: while one is read or written, another computes."""
+        wanted = self.streams or min(2 * self.cores, 8)
         return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
 
     @cached_property
+    def runner_count(self) -> int:
+        """Engine calls at once per worker: as set, else as many as cores allow, 4 at most; never more than jobs."""
+        by_cores = self.cores // (max(1, self.threads) * self.workers_per_model)
+        return min(self.runners or max(1, min(by_cores, 4)), self.stream_count)
+
+    @cached_property
     def thread_count(self) -> int:
-        """Threads per stream; streams times threads never exceeds the cores unless set so."""
-        return self.threads or max(1, self.cores // (self.stream_count * self.workers_per_model))
+        """Threads per engine call; runners times threads never exceeds the cores unless set so."""
+        return self.threads or max(1, self.cores // (self.runner_count * self.workers_per_model))
 
     @cached_property
     def configured_keys(self) -> tuple[str, ...]:

@@ -21,9 +21,10 @@ class Blocked(Enum):
 class WorkerSetup:
     """What a worker needs to start: one model on one device.
 
-    ``model_path`` is None where the model must be fetched (``repo``) into ``hub_dir`` first. ``streams`` jobs run at
-    once, each on ``threads`` threads, on one copy of the weights. ``engine`` names the module whose ``create`` builds
-    the engine.
+    ``model_path`` is None where the model must be fetched (``repo``) into ``hub_dir`` first. ``streams`` jobs are there at
+    once and share ``runners`` engine calls at once, each of ``batch_size`` windows at most and on ``threads`` threads, on
+    one copy of the weights; that takes about ``work_bytes`` of memory while there are jobs. ``engine`` names the module
+    whose ``create`` builds the engine.
     """
 
     model: str
@@ -40,6 +41,9 @@ class WorkerSetup:
     streams: int
     threads: int
     batch_size: int
+    runners: int = 1
+    batch_wait_s: float = 0.0
+    work_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -55,8 +59,8 @@ class WorkerSetup:
 class Task:
     """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``.
 
-    ``reserved_bytes`` is what it is predicted to need; where several jobs run in one worker, what the process really took
-    is shared out between them in this proportion. ``batch_size`` (windows) is smaller than the worker's own under pressure.
+    ``reserved_bytes`` is what it is predicted to need beside what the runners need for all jobs together.
+    ``batch_size`` (windows) is smaller than the worker's own under pressure.
     """
 
     job_id: str

@@ -85,12 +85,14 @@ class Controller(Turns):
     def _shortage_s(self, ask: Ask) -> float:
         """Seconds until there is room, 0 where there is."""
         if not self.limits.queued and not self.memory.fits(self._needed(ask)):
-            return max(1.0, min(map(self._left_of, self.running), default=1.0))  # nobody may wait, not for memory either
-        streams = self.streams()
-        if len(self.inside) < (streams if self.limits.queued else self.limits.running):
+            return max(
+                1.0, min(map(self._left_of, self.running), default=1.0) / self._share()
+            )  # nobody may wait, not for memory either
+        places = self.places()
+        if len(self.inside) < (places if self.limits.queued else self.limits.running):
             return 0.0
-        idle = max(0, streams - len(self.running)) if self.limits.queued else 0
-        return self.bounds.shortage_s(ask, self.wait_s(), streams, idle)
+        idle = max(0, places - len(self.running)) if self.limits.queued else 0
+        return self.bounds.shortage_s(ask, self.wait_s(), self.streams(), idle)
 
     def _needed(self, ask: Ask) -> int:
         """Bytes for it and for those before it that have taken none yet."""

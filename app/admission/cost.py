@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from app.admission import prior, table
 from app.admission.estimate import GARBLED, Line, Peak, remembered
-from app.admission.prior import Cost, Footprint, Work
+from app.admission.prior import Batches, Cost, Footprint, Work
 from app.admission.uploads import Uploads
 
-__all__ = ["Cost", "CostModel", "Footprint", "Work"]
+__all__ = ["Batches", "Cost", "CostModel", "Footprint", "Work"]
 
-VERSION = 3
+VERSION = 4
 """Of what :meth:`CostModel.dump` gives. Raise it where the formulas of ``prior.py`` change: ratios to them are kept."""
 MAX_KINDS = 256
 WORKER_TRUST = 3
@@ -32,15 +32,14 @@ T = TypeVar("T")
 
 
 class CostModel:
-    """Prices of jobs and workers, and what becomes of them. ``batch_size``: windows of one engine call at most.
+    """Prices of jobs and workers, and what becomes of them.
 
     ``now`` is the wall clock in seconds; it may jump. ``dirty``: something was learned since the owner of this object last
     saved :meth:`dump` and cleared the flag.
     """
 
-    def __init__(self, batch_size: int, now: Callable[[], float]) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
         self.dirty = False
-        self._batch_size = batch_size
         self._now = now
         self._bytes: dict[Key, Peak] = {}
         self._seconds: dict[Key, Line] = {}
@@ -53,12 +52,14 @@ class CostModel:
     # -- predictions
 
     def job(self, work: Work) -> Cost:
-        """The price of a job on a worker that is loaded already."""
-        peak = self._bytes.get(_memory_kind(work))
-        factor = peak.factor(self._now()) if peak else 1.0
-        needed = math.ceil(prior.job_bytes(work, self._batch_size) * factor)
+        """The price of a job in a worker that is at work already."""
         line = self._seconds.get(_time_kind(work)) or self._unmeasured(work)
-        return Cost(needed, line.predict(prior.job_seconds(work)), prior.audio_s_of(work))
+        return Cost(math.ceil(prior.job_bytes(work)), line.predict(prior.job_seconds(work)), prior.audio_s_of(work))
+
+    def batches(self, model: str, compute_type: str, device: str, batches: Batches) -> int:
+        """Bytes that a worker takes for its engine calls while it has jobs, over what it keeps when idle."""
+        peak = self._bytes.get((model, compute_type, device))
+        return math.ceil(prior.batch_bytes(model, batches) * (peak.factor(self._now()) if peak else 1.0))
 
     def worker(self, model: str, compute_type: str, device: str) -> Footprint:
         """What one worker process takes beside the shared base."""
@@ -102,24 +103,29 @@ class CostModel:
 
     # -- measurements
 
-    def observe_job(self, work: Work, *, actual_bytes: int | None, actual_seconds: float) -> None:
-        """Learn what a job took that ran to its end.
-
-        ``actual_bytes``: its peak over what the worker holds once loaded, not over what the last job left behind; None
-        where it was not measured. ``actual_seconds``: run time of its stream, waiting not included.
-        """
+    def observe_job(self, work: Work, *, actual_seconds: float) -> None:
+        """Learn how long a job took that ran to its end: seconds of engine calls, waiting not included."""
         predicted = self.job(work)
         self._jobs += 1
         self.dirty = True
-        if actual_bytes is not None:
-            actual = float(min(max(actual_bytes, 0), 10**15))
-            self._byte_history.append((predicted.bytes, actual))
-            self._peak(work).observe(actual / prior.job_bytes(work, self._batch_size), self._now())
         if 0 <= actual_seconds < math.inf:
             seconds = max(actual_seconds, 1e-3)
             self._second_history.append((self._now(), predicted.seconds, seconds))
             line = remembered(self._seconds, _time_kind(work), lambda: self._unmeasured(work), MAX_KINDS)
             line.observe(prior.job_seconds(work), seconds)
+
+    def observe_batches(
+        self, model: str, compute_type: str, device: str, *, actual_bytes: int, used: Batches, billed: Batches
+    ) -> None:
+        """Learn what a worker took for its engine calls while a job was there, beside what its jobs took themselves.
+
+        ``used`` is what was at work at once then at the most, ``billed`` what the worker may have at work.
+        """
+        actual = float(min(max(actual_bytes, 0), 10**15))
+        self._byte_history.append((self.batches(model, compute_type, device, billed), actual))
+        peak = remembered(self._bytes, (model, compute_type, device), Peak, MAX_KINDS)
+        peak.observe(actual / prior.batch_bytes(model, used), self._now())
+        self.dirty = True
 
     def observe_worker(
         self,
@@ -146,9 +152,9 @@ class CostModel:
         self._uploads.observe(owner, upload_bytes, audio_s)
         self.dirty = True
 
-    def out_of_memory(self, work: Work) -> None:
-        """The kernel killed the job's worker: predict 1.2 times the bytes from now on, fading over days."""
-        self._peak(work).bump(self._now())
+    def out_of_memory(self, model: str, compute_type: str, device: str) -> None:
+        """The kernel killed such a worker: predict 1.2 times the bytes from now on, fading over days."""
+        remembered(self._bytes, (model, compute_type, device), Peak, MAX_KINDS).bump(self._now())
         self.dirty = True
 
     # -- across restarts
@@ -172,12 +178,9 @@ class CostModel:
         if data.get("table") != table.fingerprint():
             return
         now = self._now()
-        self._bytes.update(_loaded(data.get("bytes"), 5, MAX_KINDS, lambda state: Peak.load(state, now)))
+        self._bytes.update(_loaded(data.get("bytes"), 3, MAX_KINDS, lambda state: Peak.load(state, now)))
         self._seconds.update(_loaded(data.get("seconds"), 6, MAX_KINDS, Line.load))
         self._workers.update(_loaded(data.get("workers"), 4, 3 * MAX_KINDS, lambda state: Peak.load(state, now, WORKER_TRUST)))
-
-    def _peak(self, work: Work) -> Peak:
-        return remembered(self._bytes, _memory_kind(work), Peak, MAX_KINDS)
 
     def _worker_factor(self, *kind: str) -> float:
         peak = self._workers.get(kind)
@@ -194,12 +197,9 @@ class CostModel:
         return Line(sum_logs / total)
 
 
-def _memory_kind(work: Work) -> Key:
-    return work.model, work.compute_type, work.device, "words" if work.word_timestamps else "", work.vad
-
-
 def _time_kind(work: Work) -> Key:
-    return *_memory_kind(work), "beam" if work.beam_size > 1 else "greedy"
+    words, search = "words" if work.word_timestamps else "", "beam" if work.beam_size > 1 else "greedy"
+    return work.model, work.compute_type, work.device, words, work.vad, search
 
 
 def _loaded(entries: Any, length: int, limit: int, parse: Callable[[Any], T]) -> dict[Key, T]:

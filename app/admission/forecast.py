@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 from app.admission.ticket import Estimate, Ticket
 
@@ -14,11 +14,12 @@ MIN_START_S = 0.01
 def starts(running: Iterable[float], streams: int, waiting: Iterable[float]) -> Iterator[float]:
     """Seconds from now at which each of ``waiting`` (seconds of work each, in order) would start, and lastly the next one.
 
-    ``running`` are the seconds that the jobs at work still take.
+    ``running`` are the seconds of work that the jobs inside still take; where they share the streams, those with the least
+    left end first.
     """
-    free_at = sorted(running)[-streams:]
-    free_at += [0.0] * (streams - len(free_at))
-    heapify(free_at)
+    free_at = [0.0] * streams
+    for seconds in sorted(running):
+        heapreplace(free_at, free_at[0] + seconds)
     for seconds in waiting:
         start = free_at[0]
         yield start

@@ -19,7 +19,7 @@ Parts = tuple[float, float, float]
 class Work:
     """What decides the price of a job. ``audio_s``: length of the audio; ``chunk_s``: longest window; both in seconds.
 
-    ``vad`` is silero, pyannote or none. ``batch_size``: windows of one engine call, where it is not the server's usual number.
+    ``vad`` is silero, pyannote or none.
     """
 
     model: str
@@ -30,14 +30,21 @@ class Work:
     word_timestamps: bool = False
     vad: str = "silero"
     beam_size: int = 5
-    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What a worker has at work at once: ``calls`` of the engine, with ``windows`` in all of them together."""
+
+    calls: int
+    windows: int
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The price of one job on a worker that is loaded already.
+    """The price of one job in a worker that is at work already.
 
-    ``bytes``: extra memory at its peak, over what the loaded worker holds. ``seconds``: run time of one stream.
+    ``bytes``: what it takes beside the batches that all jobs of the worker share. ``seconds``: of one engine call at a time.
     """
 
     bytes: int
@@ -65,15 +72,21 @@ def windows_of(work: Work) -> int:
     return max(1, math.ceil(audio_s_of(work) / longest))
 
 
-def job_bytes(work: Work, batch_size: int) -> float:
-    """Extra bytes at the peak of a job: slots of the batch, what they leave behind, alignment and VAD."""
-    slots = max(1, min(batch_size, work.batch_size or batch_size, windows_of(work)))
-    vad = _vad(work.vad)
-    model = _model(work.model)
-    total = (model["first"] + (slots - 1) * model["slot"]) * max(1.0, _beam(work.beam_size))
-    minutes = audio_s_of(work) / 60
-    total += vad["bytes"] + vad["minute"] * minutes + min(table.FREED["minute"] * minutes, table.FREED["most"])
-    return total + (_alignment(work.model)["bytes"] if work.word_timestamps else 0)
+def job_bytes(work: Work) -> float:
+    """Bytes of a job at its peak that no other job shares: mapped audio, results, pyannote, beams beyond five."""
+    vad, minutes = _vad(work.vad), audio_s_of(work) / 60
+    total = table.JOB_BYTES + vad["minute"] * minutes + (vad["bytes"] if work.vad == "pyannote" else 0)
+    return total + _model(work.model)["slot"] * max(0.0, _beam(work.beam_size) - 1.0)
+
+
+def batch_bytes(model: str, batches: Batches) -> float:
+    """Bytes that a worker takes for its engine calls, over what it keeps when idle, however many jobs share them.
+
+    A call recognises a batch, or aligns a segment, or finds the speech in a block.
+    """
+    row, windows = _model(model), max(batches.calls, batches.windows)
+    one = max(row["first"], _alignment(model)["bytes"]) - row["slot"] + table.VAD["silero"]["bytes"]
+    return batches.calls * one + windows * row["slot"] + table.FREED
 
 
 def job_seconds(work: Work) -> Parts:

@@ -13,8 +13,8 @@ MB = 1_000_000
 MODELS: dict[str, dict[str, float]] = {
     # resident: one loaded worker beside the shared base, int8. weights: the int8 model alone (demo's: with its aligner);
     # loading holds them once more.
-    # load_s: from start to ready, nothing to download. first: the first window of a batch, with the encoder's working set;
-    # slot: each further one, which only the decoder holds. window_s: one window padded to 30 s.
+    # load_s: from start to ready, nothing to download. first: the first window of an engine call, with the encoder's working
+    # set; slot: each further one, which only the decoder holds. window_s: one window padded to 30 s.
     # resident and weights of all but medium and large were measured (benchmarks/memory.py); the rest is in proportion.
     "demo": {"resident": 105 * MB, "weights": 60 * MB, "load_s": 1.0, "first": 60 * MB, "slot": 8 * MB, "window_s": 0.15},
     "tiny": {"resident": 160 * MB, "weights": 105 * MB, "load_s": 1.0, "first": 125 * MB, "slot": 25 * MB, "window_s": 1.0},
@@ -33,7 +33,8 @@ MODELS: dict[str, dict[str, float]] = {
 }
 
 ALIGNMENT: dict[str, dict[str, float]] = {
-    # Working set of one job, and seconds per second of audio; the aligner itself is in the resident figure.
+    # Working set of one segment, during which the engine call has no batch, and seconds per second of audio; the aligner
+    # itself is in the resident figure.
     "demo": {"bytes": 50 * MB, "seconds": 0.02},
     "real": {"bytes": 100 * MB, "seconds": 0.2},
 }
@@ -46,9 +47,11 @@ VAD: dict[str, dict[str, float]] = {
     "none": {"bytes": 8 * MB, "minute": 0.5 * MB, "seconds": 0.0},
 }
 
-FREED = {"minute": 30 * MB, "most": 64 * MB}
-"""What earlier windows freed and the allocator keeps until the worker is idle: so much per minute of audio, up to the trim
-threshold of decision 10. A job of 120 s took 60 MB more than one of 30 s in equal batches; one of 600 s no more than that."""
+FREED = 64 * MB
+"""What earlier windows freed and the allocator keeps until the worker is idle: up to the trim threshold of decision 10."""
+
+JOB_BYTES = 1 * MB
+"""A job's windows, texts and messages."""
 
 COMPUTE: dict[str, dict[str, float]] = {
     # Size of the weights and time of a window on a CPU, both relative to int8. A slot's activations hardly differ.
@@ -98,5 +101,5 @@ def device_row(device: str) -> dict[str, float]:
 
 def fingerprint() -> str:
     """Changes with every figure above."""
-    figures = (MODELS, ALIGNMENT, VAD, FREED, COMPUTE, DEVICES, SET_UP_S, BEAM)
+    figures = (MODELS, ALIGNMENT, VAD, FREED, JOB_BYTES, COMPUTE, DEVICES, SET_UP_S, BEAM)
     return hashlib.sha256(repr(figures).encode()).hexdigest()[:16]

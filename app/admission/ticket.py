@@ -46,10 +46,9 @@ class Count:
 class Ask:
     """What one request wants.
 
-    ``seconds`` of one stream and ``bytes`` of memory are predictions; ``worker_bytes`` is what its model's process needs
+    ``seconds`` of work, alone, and ``bytes`` of memory are predictions; ``worker_bytes`` is what its model's process needs
     besides (0 where it needs none), ``load_s`` how long it loads if it is not loaded. ``within_s``: the answer is of no
     use later than that. ``fingerprint`` is the same when the same request comes again.
-    ``batch_size``: windows of one engine call that ``bytes`` are for.
     """
 
     key: str
@@ -62,7 +61,6 @@ class Ask:
     within_s: float | None = None
     fingerprint: str = ""
     quota: Quota = NO_QUOTA
-    batch_size: int = 1
 
 
 class Phase(Enum):
@@ -116,8 +114,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Limits:
-    """``running`` at once; in line at most ``queued`` and at most ``queue_s`` seconds of waiting (both 0: reject).
+    """``running`` at once, in line at most ``queued`` and at most ``queue_s`` seconds of waiting (both 0: reject).
 
+    Where ``parallel`` is not 0, only so many of those running make progress at a time, and all share it.
     For those who come back when they were told to, and for keys that have little in line, both may be a quarter more, and in
     a short line up to a half. A job that memory kept from starting for ``large_wait_s`` seconds lets nobody pass any more.
     With several keys about, one of them may fill the line up to ``share`` times the room that is left over.
@@ -128,3 +127,4 @@ class Limits:
     queue_s: float = 900.0
     large_wait_s: float = 30.0
     share: float = 2.0
+    parallel: int = 0

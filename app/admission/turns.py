@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from app.admission.bounds import Bounds
@@ -69,7 +70,7 @@ class Turns:
     def progressed(self, ticket: Ticket, fraction: float) -> None:
         """So much of it is done (a share): now its windows have been counted, and how long it takes is seen, not predicted."""
         if ticket.phase is Phase.RUNNING and fraction >= MIN_LEFT_SHARE:
-            ticket.seconds = (self._now() - ticket.started_at) / min(1.0, fraction)
+            ticket.seconds = self._worked_s(ticket) / min(1.0, fraction)
 
     def fail_lane(self, lane: str, error: StenopoolError) -> None:
         """Nothing in ``lane`` can run: everybody who waits there is told."""
@@ -165,9 +166,10 @@ class Turns:
         on_turn(seat, None)
 
     def _stop(self, ticket: Ticket) -> None:
+        worked_s = self._worked_s(ticket)
         del self.running[ticket]
         self.memory.drop(ticket.name)
-        self.line.charge(ticket.key, self._now() - ticket.started_at - ticket.charged)
+        self.line.charge(ticket.key, worked_s - ticket.charged)
 
     def _leave_line(self, ticket: Ticket) -> None:
         self.line.remove(ticket)
@@ -180,7 +182,10 @@ class Turns:
         if ticket.phase is Phase.RUNNING:
             return Estimate(0, 0.0, self._left_of(ticket))
         order = [*self._front, *self.line.in_order()]
-        return place_of(ticket, order, map(self._left_of, self.running), self.streams())
+        expected = place_of(ticket, order, map(self._left_of, self.running), self.streams())
+        if len(self.running) + expected.position < self.places():  # it begins at once, beside the others
+            return replace(expected, start_s=ticket.ask.load_s)
+        return expected
 
     def ends_of(self, key: str) -> list[tuple[float, float]]:
         """When each job of ``key`` will probably end, in seconds from now, and how many seconds of audio it is."""
@@ -190,7 +195,11 @@ class Turns:
         return ends + [(at + one.seconds, one.audio_s) for one, at in zip(order, begin, strict=False) if one.key == key]
 
     def streams(self) -> int:
-        """How many work at once: as many as there are streams, or as jobs like those inside fit into memory."""
+        """How many make progress at a time, as if each had a stream of its own."""
+        return min(self.limits.parallel or self.limits.running, self.places())
+
+    def places(self) -> int:
+        """How many may run at once: as many as there are places, or as jobs like those inside fit into memory."""
         amount = sum(one.bytes for one in self.inside)
         if not amount:
             return self.limits.running
@@ -207,4 +216,13 @@ class Turns:
         return last
 
     def _left_of(self, ticket: Ticket) -> float:
-        return max(ticket.started_at + ticket.seconds - self._now(), MIN_LEFT_SHARE * ticket.seconds)
+        """Seconds of work that a running ticket still takes."""
+        return max(ticket.seconds - self._worked_s(ticket), MIN_LEFT_SHARE * ticket.seconds)
+
+    def _worked_s(self, ticket: Ticket) -> float:
+        """Seconds of work that a running ticket has got, if as many as now have shared the streams all the time."""
+        return (self._now() - ticket.started_at) * self._share()
+
+    def _share(self) -> float:
+        """The part of a stream that each of those running has."""
+        return min(1.0, (self.limits.parallel or self.limits.running) / max(1, len(self.running)))

@@ -27,6 +27,7 @@ from app.media.process import MB as DISK_MB
 from app.pool.slot import Slot
 from app.pool.supervisor import Pool
 from app.settings import Settings
+from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.admission")
 
@@ -68,10 +69,12 @@ class Desk:
         jitter = random.Random().random
         waiting = 0 if settings.overload_policy == "reject" else settings.max_queued
         queue_s = settings.max_queue_s if waiting else 0.0
-        limits = Limits(self._running(), waiting, queue_s, settings.large_wait_s)
+        at_once = self._at_once()
+        parallel = min(at_once, settings.runner_count * settings.workers_per_model)
+        limits = Limits(at_once, waiting, queue_s, settings.large_wait_s, parallel=parallel)
         self.jobs = Controller("transcriptions", limits, self._ledger, pool, now, jitter)
         count = Count(pool.make_room)
-        media = replace(limits, running=settings.max_media_jobs)
+        media = replace(limits, running=settings.max_media_jobs, parallel=0)
         self.media = Controller("extractions", media, self._ledger, count, now, jitter)
         self.downloads = Controller(
             "downloads", replace(media, running=settings.max_downloads), self._ledger, count, now, jitter
@@ -82,7 +85,7 @@ class Desk:
         self._watching: asyncio.Task[None] | None = None
         pool.desk = self
 
-    def _running(self) -> int:
+    def _at_once(self) -> int:
         streams = self.settings.stream_count * self.settings.workers_per_model
         return min(streams, self.settings.max_concurrent_transcriptions or streams)
 
@@ -106,6 +109,16 @@ class Desk:
         """A worker has nothing to do: learn what it keeps of its past jobs; a young one will come to keep as much."""
         self.prices.learn_worker(model, kept=kept)
         return max(kept, self.prices.worker(model).resident_bytes)
+
+    def working(self, model: str) -> int:
+        """What a worker takes while it has jobs, over what it keeps when idle."""
+        return self.prices.batches_bytes(model)
+
+    def sized(self, setup: WorkerSetup) -> WorkerSetup:
+        """The same worker with as many engine calls and as large batches as fit here."""
+        batches = self.prices.batches(setup.model)
+        size = batches.windows // batches.calls
+        return replace(setup, runners=batches.calls, batch_size=size, work_bytes=self.working(setup.model))
 
     def changed(self) -> None:
         """Something came free: see who may start."""
@@ -256,7 +269,8 @@ class Desk:
             self._oom_kills, self._oom_at = kills, self._now()
         return self._now() - self._oom_at < OOM_RECENT_S
 
-    def batch_size(self, ticket: Ticket) -> int:
+    def batch_size(self, model: str) -> int:
         """Windows per engine call: as priced, or half as many under pressure."""
-        size = ticket.ask.batch_size
+        batches = self.prices.batches(model)
+        size = batches.windows // batches.calls
         return max(1, size // 2) if self.step >= Step.SMALLER_BATCHES else size

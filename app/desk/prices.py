@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-from app.admission.cost import CostModel, Footprint, Work
+from app.admission.cost import Batches, CostModel, Footprint, Work
 from app.admission.quotas import Quota
 from app.admission.ticket import Ask
 from app.jobs import TranscribeOptions
@@ -17,6 +16,8 @@ from app.settings import Settings
 
 MEDIA_BYTES = 80_000_000
 """One ffmpeg or yt-dlp child."""
+ROOM_FOR_JOBS = 20_000_000
+"""What the smallest server must have room for beside a worker at work."""
 MEDIA_S = 2.0
 FOLLOW = 0.1
 
@@ -26,7 +27,7 @@ class Prices:
 
     def __init__(self, settings: Settings, pool: Pool, most_bytes: Callable[[], int]) -> None:
         self._settings, self._pool, self._most_bytes = settings, pool, most_bytes
-        self.costs = CostModel(settings.batch_size, time.time)
+        self.costs = CostModel(time.time)
         self._media_s: dict[str, float] = {}
 
     def transcription(
@@ -40,30 +41,32 @@ class Prices:
         quota: Quota | None = None,
     ) -> Ask:
         """What a transcription of ``audio_s`` seconds wants of the desk."""
-        worker = self.worker(options.model)
-        work = self._fitting(self._work(options, audio_s), self._most_bytes() - worker.resident_bytes)
-        cost = self.costs.job(work)
+        worker, cost = self.worker(options.model), self.costs.job(self._work(options, audio_s))
+        at_work = worker.resident_bytes + self.batches_bytes(options.model)
         return Ask(
             key=owner,
             lane=options.model,
             seconds=cost.seconds,
             bytes=cost.bytes,
             audio_s=cost.audio_s,
-            worker_bytes=max(worker.resident_bytes, worker.load_peak_bytes - cost.bytes),
+            worker_bytes=max(at_work, worker.load_peak_bytes - cost.bytes),
             load_s=0.0 if self.is_loaded(options.model) else worker.load_s,
             within_s=within_s,
             fingerprint=fingerprint,
             quota=self.quota if quota is None else quota,
-            batch_size=work.batch_size or self._settings.batch_size,
         )
 
-    def _fitting(self, work: Work, room: int) -> Work:
-        """The same work in smaller batches, where it would not fit otherwise; slower is better than never."""
-        size = self._settings.batch_size
-        while size > 1 and self.costs.job(work).bytes > room:
-            size //= 2
-            work = replace(work, batch_size=size)
-        return work
+    def batches(self, model: str) -> Batches:
+        """What a worker of ``model`` may have at work: as set, or so much less that it fits. Slower is better than never."""
+        calls, size = self._settings.runner_count, self._settings.batch_size
+        room = self._most_bytes() - self.worker(model).resident_bytes - ROOM_FOR_JOBS
+        while calls * size > 1 and self.costs.batches(*self._kind(model), Batches(calls, calls * size)) > room:
+            calls, size = (calls, size // 2) if size > 1 else (calls // 2, 1)
+        return Batches(calls, calls * size)
+
+    def batches_bytes(self, model: str) -> int:
+        """What a worker of ``model`` takes for its engine calls while it has jobs."""
+        return self.costs.batches(*self._kind(model), self.batches(model))
 
     def media(self, owner: str, what: str, *, within_s: float | None = None, fingerprint: str = "") -> Ask:
         """What one ffmpeg or yt-dlp run wants."""
@@ -90,19 +93,20 @@ class Prices:
         kind = self._kind(model)
         self.costs.observe_worker(*kind, resident_bytes=kept, load_peak_bytes=peak, load_s=seconds)
 
-    def learn_job(self, options: TranscribeOptions, audio_s: float, batch_size: int, measured: Measured) -> None:
-        """What a transcription took."""
-        work = replace(self._work(options, audio_s), batch_size=batch_size)
-        self.costs.observe_job(work, actual_bytes=measured.bytes, actual_seconds=measured.seconds)
+    def learn_job(self, options: TranscribeOptions, audio_s: float, measured: Measured) -> None:
+        """What a transcription took, and what its worker took meanwhile."""
+        self.costs.observe_job(self._work(options, audio_s), actual_seconds=measured.seconds)
+        used, billed = Batches(measured.calls, measured.windows), self.batches(options.model)
+        self.costs.observe_batches(*self._kind(options.model), actual_bytes=measured.bytes, used=used, billed=billed)
 
     def learn_media(self, what: str, seconds: float) -> None:
         """How long an ffmpeg or yt-dlp run was."""
         before = self._media_s.get(what, MEDIA_S)
         self._media_s[what] = before + FOLLOW * (seconds - before)
 
-    def learn_death(self, options: TranscribeOptions, audio_s: float) -> None:
-        """The kernel killed the job's worker for its memory."""
-        self.costs.out_of_memory(self._work(options, audio_s))
+    def learn_death(self, model: str) -> None:
+        """The kernel killed a worker of ``model`` for its memory."""
+        self.costs.out_of_memory(*self._kind(model))
 
     def _work(self, options: TranscribeOptions, audio_s: float) -> Work:
         vad = options.vad

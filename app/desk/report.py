@@ -23,7 +23,8 @@ def capacity(desk: Desk, owner: str, quota: Quota | None = None) -> dict[str, An
         "cpu": {
             "cores": desk.settings.cores,
             "streams": desk.jobs.limits.running,
-            "threads_per_stream": desk.settings.thread_count,
+            "runners": desk.jobs.limits.parallel,
+            "threads_per_runner": desk.settings.thread_count,
             "running": len(desk.jobs.running),
         },
         "disk": {
@@ -125,17 +126,19 @@ def _models(desk: Desk) -> dict[str, Any]:
 
 
 def _model(desk: Desk, name: str) -> dict[str, Any]:
-    """``streams``: jobs of a minute that memory would let run at once if nothing else were loaded, and cores would too."""
+    """``streams``: jobs of a minute that may run at once if nothing else is loaded; ``batches``: what they share."""
     vad = VadOptions(chunk_s=catalogue.MODELS[name].chunk_s)
     ask = desk.prices.transcription("", TranscribeOptions(name, vad=vad), SAMPLE_S)
-    worker = desk.prices.worker(name)
+    worker, batches = desk.prices.worker(name), desk.prices.batches(name)
     room = desk.static_bytes - desk.memory.held("base")
-    by_memory = max(0, (room - worker.resident_bytes) // max(1, ask.bytes)) if worker.load_peak_bytes <= room else 0
+    left, at_work = room - worker.resident_bytes, desk.prices.batches_bytes(name)
+    by_memory = max(0, (left - at_work) // max(1, ask.bytes)) if worker.load_peak_bytes <= room else 0
     return {
         "loaded": desk.prices.is_loaded(name),
         "worker_bytes": worker.resident_bytes,
         "load_peak_bytes": worker.load_peak_bytes,
         "load_s": round(worker.load_s, 1),
+        "batches": {"calls": batches.calls, "windows": batches.windows, "bytes": at_work},
         "job_bytes_per_minute_of_audio": ask.bytes,
         "seconds_per_minute_of_audio": round(ask.seconds, 2),
         "streams_by_memory": by_memory,

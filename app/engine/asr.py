@@ -7,13 +7,12 @@ detection and for decoding alike.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ctranslate2
 import numpy as np
-import torch
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio
 from whisperx.asr import WhisperModel
@@ -48,29 +47,29 @@ class Decoded:
 class WindowModel(WhisperModel):  # type: ignore[misc]
     """WhisperX's model with calls that keep no state, safe in several threads at once."""
 
-    def log_mels(self, windows: Sequence[np.ndarray]) -> np.ndarray:
-        """Log-mel features of windows (float32 samples at 16 kHz), padded to 30 s: (batch, mels, 3000)."""
-        mels = [
-            log_mel_spectrogram(audio[:N_SAMPLES], n_mels=self.model.n_mels, padding=max(0, N_SAMPLES - len(audio)))
-            for audio in windows
-        ]
-        return torch.stack(mels).numpy()
+    def log_mel(self, audio: np.ndarray) -> np.ndarray:
+        """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""
+        padding = max(0, N_SAMPLES - len(audio))
+        mel: np.ndarray = log_mel_spectrogram(audio[:N_SAMPLES], n_mels=self.model.n_mels, padding=padding).numpy()
+        return mel
 
-    def encode_each(self, mels: np.ndarray) -> ctranslate2.StorageView:
-        """Encoder output of (batch, mels, 3000) features, (batch, 1500, width), on a CPU one window after the other.
+    def encoded(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Encoder output, (1500, width), of each window of (mels, 3000) features, in order.
 
-        A batch does not make the encoder faster there, but its attention takes heads × 1500 × 1500 floats per window.
+        On a CPU one after the other: a batch does not make the encoder faster there, but its attention takes
+        heads × 1500 × 1500 floats per window. Elsewhere all at once.
         """
-        if self.model.device != "cpu" or len(mels) == 1:
-            return self.encode(mels)
-        outputs = [np.asarray(self.encode(mels[number : number + 1])) for number in range(len(mels))]
-        return ctranslate2.StorageView.from_array(np.concatenate(outputs))
+        if self.model.device == "cpu":
+            for mel in mels:
+                yield np.asarray(self.encode(mel[None]))[0]
+        else:
+            yield from np.asarray(self.encode(np.stack(list(mels))).to_device(ctranslate2.Device.cpu))
 
-    def language_of(self, encoded: ctranslate2.StorageView) -> tuple[str, float]:
-        """Language code and probability of the first window of an encoder output."""
+    def language_of(self, encoded: np.ndarray) -> tuple[str, float]:
+        """Language code and probability of one window's encoder output, (1500, width)."""
         if not self.model.is_multilingual:
             return "en", 1.0
-        token, probability = self.model.detect_language(encoded)[0][0]
+        token, probability = self.model.detect_language(ctranslate2.StorageView.from_array(encoded[None]))[0][0]
         return token[2:-2], round(float(probability), 4)
 
     def tokenizer_for(self, language: str, task: str) -> Tokenizer:
@@ -78,21 +77,31 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         return Tokenizer(self.hf_tokenizer, self.model.is_multilingual, task=task, language=language)
 
     def decode(
-        self, encoded: ctranslate2.StorageView, count: int, tokenizer: Tokenizer, options: TranscribeOptions
+        self, encoded: np.ndarray, tokenizers: Sequence[Tokenizer], options: Sequence[TranscribeOptions]
     ) -> list[Decoded]:
-        """Decode ``count`` encoded windows with one prompt, beam search or (temperature > 0) sampling."""
-        prompt = self._prompt(tokenizer, options)
-        results = self.model.generate(
-            encoded,
-            [prompt] * count,
-            max_length=self.max_length,
-            return_scores=True,
-            return_no_speech_prob=True,
-            suppress_blank=True,
-            suppress_tokens=[-1],
-            **_search(options),
-        )
-        return [self._decoded(result, tokenizer) for result in results]
+        """Decode encoded windows, (batch, 1500, width), each in its own language and with its own options.
+
+        Windows that search in the same way and whose prompts have the same length go together, whatever their language and
+        task: the prompts must have ``<|startoftranscript|>`` at the same place.
+        """
+        prompts = [self._prompt(*both) for both in zip(tokenizers, options, strict=True)]
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for number, (prompt, wanted) in enumerate(zip(prompts, options, strict=True)):
+            groups.setdefault((len(prompt), *_search(wanted).items()), []).append(number)
+        decoded: dict[int, Decoded] = {}
+        for numbers in groups.values():
+            results = self.model.generate(
+                ctranslate2.StorageView.from_array(encoded if len(numbers) == len(encoded) else encoded[numbers]),
+                [prompts[number] for number in numbers],
+                max_length=self.max_length,
+                return_scores=True,
+                return_no_speech_prob=True,
+                suppress_blank=True,
+                suppress_tokens=[-1],
+                **_search(options[numbers[0]]),
+            )
+            decoded |= {n: self._decoded(result, tokenizers[n]) for n, result in zip(numbers, results, strict=True)}
+        return [decoded[number] for number in range(len(encoded))]
 
     def _prompt(self, tokenizer: Tokenizer, options: TranscribeOptions) -> list[int]:
         """Prompt and hotwords together take half of the decoder's positions at most, so that there is room for the text."""

@@ -29,7 +29,7 @@ def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
             device=device,
             compute_type=compute_type(setup.compute_type, device),
             cpu_threads=setup.threads,
-            num_workers=setup.streams,
+            num_workers=setup.runners,
             local_files_only=True,
         )
     except (RuntimeError, ValueError, OSError) as error:

@@ -1,9 +1,14 @@
-"""One transcription, start to end: memory map → VAD → windows → batches → alignment → result."""
+"""One transcription, start to end: memory map → VAD → windows → batches → alignment → result.
+
+A job's own thread computes nothing: what takes time is done by the runners that all jobs share (:mod:`app.engine.runners`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +16,11 @@ import torch
 
 from app.engine.align import Aligner
 from app.engine.asr import Decoded, WindowModel
+from app.engine.batch import Piece, Speech, recognise
 from app.engine.devices import align_device
 from app.engine.models import load
-from app.engine.vad import RATE, PyannoteVad, Window, find_windows, samples
+from app.engine.runners import Lease, Runners, Stopped, Unit
+from app.engine.vad import RATE, PyannoteVad, Window, find_windows
 from app.errors import Cancelled
 from app.jobs import TranscribeOptions
 from app.work import Task, WorkerSetup
@@ -36,65 +43,73 @@ class Pipeline:
         self._model, self.device = load(setup)
         self._aligner = Aligner(setup, align_device(setup.align_device))
         self._pyannote = PyannoteVad(self.device)
+        self._runners: Runners[Piece] = Runners(self._recognise_batch, setup.runners, setup.batch_size, setup.batch_wait_s)
         self._warm_up()
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """The result as plain JSON values, as :meth:`app.formats.Transcript.to_dict` has them.
+        """The result as plain JSON values, as :meth:`app.formats.Transcript.to_dict` has them, and what it took in ``spent``.
 
         Raises:
-            Cancelled: ``cancelled()`` became true; it is asked after every batch.
+            Cancelled: ``cancelled()`` became true; it is asked after every step, and while the job waits for its turn.
             AlignerUnavailable: word times were asked for and cannot be had.
         """
         options = task.options
         pcm = _map_pcm(task.pcm_path)
         checked = _checked(report, cancelled)
-        windows = find_windows(pcm, options.vad, self._pyannote, lambda done: checked("vad", done))
-        size = min(self._setup.batch_size, task.batch_size or self._setup.batch_size)
-        segments, language, probability = self._recognise(pcm, windows, options, size, checked)
-        if options.word_timestamps:
-            segments = self._align(pcm, segments, language, checked)
+        try:
+            with self._runners.lease(cancelled, task.batch_size) as lease:
+                speech, segments = self._segments(lease, pcm, options, checked)
+        except Stopped:
+            raise Cancelled("The job was cancelled.") from None
         return {
             "task": options.task,
             "model": options.model,
-            "language": language,
-            "language_probability": probability,
+            "language": speech.language,
+            "language_probability": speech.probability,
             "duration": round(len(pcm) / RATE, 3),
             "segments": [{**segment, "id": number} for number, segment in enumerate(segments)],
+            "spent": asdict(lease.spent),
         }
 
     def _warm_up(self) -> None:
         """One silent window, so that the first job neither waits for nor is billed for what is made at first use."""
         silence = np.zeros(RATE, np.int16)
         options = TranscribeOptions(self._setup.model, language="en")
-        find_windows(silence, options.vad, self._pyannote, lambda done: None)
-        self._recognise(silence, [Window(0.0, 1.0)], options, 1, lambda stage, done: None)
+        with self._runners.lease(lambda: False) as lease:
+            find_windows(silence, options.vad, self._pyannote, lambda done: None, lease.call)
+            self._recognise(lease, [Window(0.0, 1.0)], Speech(silence, options, "en"), lambda stage, done: None)
 
-    def _recognise(
-        self, pcm: np.ndarray, windows: list[Window], options: TranscribeOptions, size: int, report: Report
-    ) -> tuple[list[dict[str, Any]], str | None, float | None]:
-        """Segments of all windows, ``size`` at a time."""
-        language, probability = options.language, None
+    def _segments(
+        self, lease: Lease[Piece], pcm: np.ndarray, options: TranscribeOptions, report: Report
+    ) -> tuple[Speech, list[dict[str, Any]]]:
+        """What was found out of the recording, and its segments."""
+        windows = find_windows(pcm, options.vad, self._pyannote, lambda done: report("vad", done), lease.call)
+        speech = Speech(pcm, options, options.language)
+        segments = self._recognise(lease, windows, speech, report)
+        if options.word_timestamps:
+            segments = self._align(lease, pcm, segments, speech.language, report)
+        return speech, segments
+
+    def _recognise_batch(self, units: Sequence[Unit[Piece]]) -> list[Decoded]:
+        return recognise(self._model, [unit.window for unit in units if unit.window is not None])
+
+    def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:
+        """Segments of all windows; where the language is not known, the first window tells it to the others."""
+        pieces = [Piece(speech, window, lambda: self._runners.release(lease)) for window in windows]
         segments: list[dict[str, Any]] = []
-        for first in range(0, len(windows), size):
-            batch = windows[first : first + size]
-            encoded = self._model.encode_each(self._model.log_mels([samples(pcm, w.start, w.end) for w in batch]))
-            if language is None:
-                language, probability = self._model.language_of(encoded)
-            tokenizer = self._model.tokenizer_for(language, options.task)
-            decoded = self._model.decode(encoded, len(batch), tokenizer, options)
-            segments += [
-                _segment(w, d, options) for w, d in zip(batch, decoded, strict=True) if not d.silent and d.text.strip()
-            ]
-            report("transcribe", (first + len(batch)) / len(windows))
-        return segments, language, probability
+        for number, decoded in enumerate(lease.windows(pieces, hold=speech.language is None), 1):
+            if not decoded.silent and decoded.text.strip():
+                segments.append(_segment(windows[number - 1], decoded, speech.options))
+            report("transcribe", number / len(windows))
+        return segments
 
     def _align(
-        self, pcm: np.ndarray, segments: list[dict[str, Any]], language: str | None, report: Report
+        self, lease: Lease[Piece], pcm: np.ndarray, segments: list[dict[str, Any]], language: str | None, report: Report
     ) -> list[dict[str, Any]]:
+        calls = [partial(self._aligner.align, pcm, segment, language or "en") for segment in segments]
         aligned: list[dict[str, Any]] = []
-        for number, segment in enumerate(segments, 1):
-            assert language is not None
-            aligned += self._aligner.align(pcm, segment, language)
+        for number, sentences in enumerate(lease.calls(calls), 1):
+            aligned += sentences
             report("align", number / len(segments))
         return aligned
 

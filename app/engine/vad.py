@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from app.jobs import VadOptions
 RATE = 16_000
 BLOCK_S = 300
 WINDOW_S = 30.0
+
+Call = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ def samples(pcm: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
 
 
 def find_windows(
-    pcm: np.ndarray, options: VadOptions, pyannote: PyannoteVad, progress: Callable[[float], None]
+    pcm: np.ndarray, options: VadOptions, pyannote: PyannoteVad, progress: Callable[[float], None], call: Call
 ) -> list[Window]:
-    """The windows of a file, in order; empty where there is no speech."""
+    """The windows of a file, in order; empty where there is no speech. ``call`` runs what takes time."""
     chunk_s = min(options.chunk_s, WINDOW_S)
     if len(pcm) == 0:
         return []
@@ -50,16 +53,16 @@ def find_windows(
         length = len(pcm) / RATE
         return [Window(start, min(start + chunk_s, length)) for start in np.arange(0.0, length, chunk_s).tolist()]
     if options.method == "pyannote":
-        merged = pyannote.merged(pcm, options, chunk_s)
+        merged = call(lambda: pyannote.merged(pcm, options, chunk_s))
     else:
-        speech = [Speech(start, end, "UNKNOWN") for start, end in _silero(pcm, options, chunk_s, progress)]
+        speech = [Speech(start, end, "UNKNOWN") for start, end in _silero(pcm, options, chunk_s, progress, call)]
         # merge_chunks of the base class raises IndexError on an empty list
         merged = Vad.merge_chunks(speech, chunk_s, options.onset, options.offset) if speech else []
     return [Window(float(w["start"]), min(float(w["end"]), float(w["start"]) + WINDOW_S)) for w in merged]
 
 
 def _silero(
-    pcm: np.ndarray, options: VadOptions, chunk_s: float, progress: Callable[[float], None]
+    pcm: np.ndarray, options: VadOptions, chunk_s: float, progress: Callable[[float], None], call: Call
 ) -> Iterator[tuple[float, float]]:
     """Speech as (start, end) in seconds.
 
@@ -77,15 +80,19 @@ def _silero(
     start = 0
     while start < total:
         stop = min(start + BLOCK_S * RATE, total)
-        block = pcm[start:stop].astype(np.float32) / 32768.0
-        found = get_speech_timestamps(block, settings)
+        found = call(partial(_speech_in, pcm[start:stop], settings))
         following = stop
-        if stop < total and found and found[-1]["end"] >= len(block) - RATE and found[-1]["start"] > 0:
+        if stop < total and found and found[-1]["end"] >= stop - start - RATE and found[-1]["start"] > 0:
             following = start + found.pop()["start"]
         for speech in found:
             yield (start + speech["start"]) / RATE, (start + speech["end"]) / RATE
         start = following
         progress(start / total)
+
+
+def _speech_in(block: np.ndarray, settings: SileroOptions) -> list[dict[str, int]]:
+    found: list[dict[str, int]] = get_speech_timestamps(block.astype(np.float32) / 32768.0, settings)
+    return found
 
 
 class PyannoteVad:

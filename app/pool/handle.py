@@ -38,10 +38,15 @@ class WorkerDied(Exception):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run took: seconds, and the most bytes beyond what the idle worker keeps."""
+    """What a run took: seconds of engine calls, and of its worker the most bytes, engine calls and windows at once meanwhile.
+
+    The bytes are those beyond what the idle worker keeps and what its jobs take each for itself.
+    """
 
     seconds: float
     bytes: int
+    calls: int = 1
+    windows: int = 1
 
 
 @dataclass
@@ -58,8 +63,8 @@ class Running:
 class Handle:
     """One worker process. ``reserved`` slots are taken by callers that have not sent their job yet.
 
-    ``name`` is its name in the memory ledger, ``kept_bytes`` what it keeps when idle, ``peak_bytes`` the most
-    that it took while loading.
+    ``name`` is its name in the memory ledger, ``kept_bytes`` what it keeps when idle, ``rest_bytes`` what it is billed then,
+    ``peak_bytes`` the most that it took while loading.
     """
 
     model: str
@@ -68,6 +73,7 @@ class Handle:
     name: str = ""
     on_idle: Callable[[Handle, int], None] | None = None
     kept_bytes: int = 0
+    rest_bytes: int = 0
     peak_bytes: int = 0
     state: State = State.STARTING
     device: str = ""
@@ -82,6 +88,17 @@ class Handle:
     def load(self) -> int:
         """Slots in use."""
         return self.reserved + len(self.running)
+
+    def stats(self) -> dict[str, Any]:
+        """What it is and does, as JSON values; ``bytes`` is what it keeps when idle."""
+        return {
+            "pid": self.child.pid,
+            "state": self.state.value,
+            "device": self.device,
+            "running": len(self.running),
+            "reserved": self.reserved,
+            "bytes": self.kept_bytes,
+        }
 
     def can_take(self, solo: bool) -> bool:
         """Whether a job fits now; a ``solo`` job shares the process with no other."""
@@ -135,14 +152,15 @@ class Handle:
             self._finish(message)
 
     def _finish(self, message: dict[str, Any]) -> None:
+        running = self.running.pop(message["job_id"], None)
         if message.get("idle_bytes") is not None and self.on_idle is not None:
             self.on_idle(self, int(message["idle_bytes"]))
-        running = self.running.pop(message["job_id"], None)
         if running is None or running.done.done():
             return
         self.finished += 1
         if message["type"] == "done":
-            running.done.set_result(Measured(float(message["seconds"]), int(message["peak_bytes"])))
+            at_once = int(message.get("calls", 1)), int(message.get("windows", 1))
+            running.done.set_result(Measured(float(message["seconds"]), int(message["peak_bytes"]), *at_once))
         else:
             running.done.set_exception(_error(message))
 

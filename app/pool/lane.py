@@ -19,6 +19,10 @@ class Memory(Protocol):
         """Bytes that can be taken."""
         ...
 
+    def fits(self, amount: int) -> bool:
+        """Whether so much more can be taken now."""
+        ...
+
     def take(self, name: str, amount: int) -> bool:
         """Reserve bytes, or nothing where they do not fit."""
         ...
@@ -54,6 +58,14 @@ class Desk(Protocol):
 
     def idles(self, model: str, kept: int) -> int:
         """A worker has nothing to do and keeps so many bytes; what to bill it from now on."""
+        ...
+
+    def working(self, model: str) -> int:
+        """What a worker takes while it has jobs, over what it keeps when idle."""
+        ...
+
+    def sized(self, setup: WorkerSetup) -> WorkerSetup:
+        """The same worker with as many engine calls and as large batches as fit."""
         ...
 
     def changed(self) -> None:

@@ -22,16 +22,20 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:
-    """Samples from its creation on; call :meth:`loaded` when the model is there."""
+    """Samples from its creation on; call :meth:`loaded` when the model is there.
 
-    def __init__(self) -> None:
+    ``work_bytes`` is what it should take while there are jobs; above it, memory is given back whenever a job ends.
+    """
+
+    def __init__(self, work_bytes: int = 0) -> None:
+        self._work_bytes = work_bytes
         self._lock = threading.Lock()
         self._busy = threading.Event()
         self._busy.set()
         self._offset = _private() - _anonymous()
         self._base = self._peak = _anonymous()
-        self._weights: dict[str, int] = {}
-        self._shares: dict[str, float] = {}
+        self._own: dict[str, int] = {}
+        self._highest: dict[str, int] = {}
         threading.Thread(target=self._sample_for_ever, name="meter", daemon=True).start()
 
     def loaded(self) -> tuple[int, int]:
@@ -42,24 +46,24 @@ class Meter:
             self._rest()
         return max(0, self._base + self._offset), max(0, peak + self._offset)
 
-    def began(self, job_id: str, weight: int) -> None:
-        """A job starts. Growth is shared out between the running jobs in proportion to their weights."""
+    def began(self, job_id: str, own: int) -> None:
+        """A job starts that is expected to take ``own`` bytes beside what all jobs of the worker take together."""
         with self._lock:
-            self._weights[job_id], self._shares[job_id] = max(1, weight), 0.0
+            self._own[job_id], self._highest[job_id] = own, 0
             self._busy.set()
 
     def ended(self, job_id: str) -> tuple[int, int | None]:
-        """The job's share of the growth at its highest; and where the worker is idle now, what it keeps. Both in bytes."""
+        """The most that all jobs took together while it was there; and where the worker is idle now, what it keeps. Bytes."""
         with self._lock:
             self._look()
-            del self._weights[job_id]
-            share = int(self._shares.pop(job_id))
-            if self._weights:
-                if _anonymous() - self._base > sum(self._weights.values()):
-                    _trim()  # what it left behind must not be blamed on the others, nor be held beside their reservations
-                return share, None
+            del self._own[job_id]
+            highest = self._highest.pop(job_id)
+            if self._own:
+                if self._shared() > self._work_bytes:
+                    _trim()  # what ended jobs left behind must not be held beside the reservations of the others
+                return highest, None
             self._rest()
-            return share, max(0, self._base + self._offset)
+            return highest, max(0, self._base + self._offset)
 
     def _rest(self) -> None:
         self._busy.clear()
@@ -74,11 +78,14 @@ class Meter:
             time.sleep(INTERVAL_S)
 
     def _look(self) -> None:
-        now = _anonymous()
-        self._peak = max(self._peak, now)
-        whole = sum(self._weights.values())
-        for job_id, weight in self._weights.items():
-            self._shares[job_id] = max(self._shares[job_id], (now - self._base) * weight / whole)
+        self._peak = max(self._peak, _anonymous())
+        shared = self._shared()
+        for job_id, highest in self._highest.items():
+            self._highest[job_id] = max(highest, shared)
+
+    def _shared(self) -> int:
+        """Growth since it was idle, beyond what each of the jobs takes for itself."""
+        return max(0, _anonymous() - self._base - sum(self._own.values()))
 
 
 def _anonymous() -> int:

@@ -1,11 +1,14 @@
-"""Which models stay loaded. Memory comes back only when a process ends, so models are evicted by ending their workers."""
+"""Which models stay loaded, and what their workers are billed.
+
+Memory comes back only when a process ends, so models are evicted by ending their workers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.pool.handle import State
-from app.pool.lane import Lane, Memory, PoolLimits
+from app.pool.handle import Handle, State
+from app.pool.lane import Desk, Lane, PoolLimits
 
 
 class Residency:
@@ -16,10 +19,33 @@ class Residency:
         lanes: dict[str, Lane],
         limits: PoolLimits,
         evict: Callable[[Lane, str], None],
-        memory: Callable[[], Memory],
+        desk: Callable[[], Desk],
         now: Callable[[], float],
     ) -> None:
-        self._lanes, self._limits, self._evict, self._memory, self._now = lanes, limits, evict, memory, now
+        self._lanes, self._limits, self._evict, self._desk, self._now = lanes, limits, evict, desk, now
+
+    def wake(self, worker: Handle, keep: frozenset[str]) -> bool:
+        """Reserve what an idle worker takes as soon as it has jobs, however many, or evict idle models for it."""
+        if worker.load:
+            return True
+        desk = self._desk()
+        wanted = worker.rest_bytes + desk.working(worker.model)
+        missing = wanted - desk.memory.held(worker.name)
+        if missing > 0 and not desk.memory.fits(missing):
+            self.make_room(missing - desk.memory.free, keep | {worker.model})
+            return False
+        desk.memory.resize(worker.name, wanted)
+        return True
+
+    def bill(self, worker: Handle, rest_bytes: int | None = None) -> None:
+        """Bill what it keeps when idle (which may be news), and while it has jobs what they share."""
+        desk = self._desk()
+        if rest_bytes is not None:
+            worker.rest_bytes = rest_bytes
+        if not worker.load:
+            desk.memory.resize(worker.name, worker.rest_bytes)
+        elif rest_bytes is not None:
+            desk.memory.resize(worker.name, rest_bytes + desk.working(worker.model))
 
     def make_room(self, amount: int, keep: frozenset[str]) -> None:
         """Evict idle models that are not in ``keep`` until ``amount`` bytes are on their way back.
@@ -27,11 +53,11 @@ class Residency:
         Workers that are ending already count.
         """
         ending = [worker for lane in self._lanes.values() for worker in lane.workers if worker.state is State.DEAD]
-        coming = sum(self._memory().held(worker.name) for worker in ending)
+        coming = sum(self._desk().memory.held(worker.name) for worker in ending)
         for lane in self._idle(keep):
             if coming >= amount:
                 return
-            coming += sum(self._memory().held(worker.name) for worker in lane.workers)
+            coming += sum(self._desk().memory.held(worker.name) for worker in lane.workers)
             self._evict(lane, "its memory is needed")
 
     def has_place(self, lane: Lane, keep: frozenset[str]) -> bool:

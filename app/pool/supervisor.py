@@ -47,7 +47,7 @@ class Pool:
         self._spawner, self._setup_for, self._limits, self._now = spawner, setup_for, limits, now
         self.desk: Desk
         self._lanes: dict[str, Lane] = {}
-        self._residency = Residency(self._lanes, limits, self._evict, lambda: self.desk.memory, now)
+        self._residency = Residency(self._lanes, limits, self._evict, lambda: self.desk, now)
         self._tasks: set[asyncio.Task[None]] = set()
         self._number = 0
         self._closed = False
@@ -69,12 +69,14 @@ class Pool:
             return NotReady("The server is shutting down.")
         lane = self._lane(model)
         lane.last_used = self._now()
-        free = [worker for worker in lane.workers if worker.can_take(solo)]
+        free = sorted((worker for worker in lane.workers if worker.can_take(solo)), key=lambda worker: worker.load)
+        for handle in free:
+            if self._residency.wake(handle, keep):
+                handle.reserved += 1
+                handle.exclusive = solo
+                return Slot(self, lane, handle, solo)
         if free:
-            handle = min(free, key=lambda worker: worker.load)
-            handle.reserved += 1
-            handle.exclusive = solo
-            return Slot(self, lane, handle, solo)
+            return Blocked.MEMORY
         if lane.failure is not None and not lane.alive and self._now() < lane.not_before:
             failure = lane.failure  # it was tried a moment ago, and will be tried again soon
             return by_code(failure.code, failure.message, failure.hint)
@@ -94,31 +96,16 @@ class Pool:
 
     def shed_newest(self) -> bool:
         """Kill the worker of the job that began last; its jobs see :class:`WorkerDied`. False where nothing runs."""
-        running = [
-            (one.since, worker) for lane in self._lanes.values() for worker in lane.workers for one in worker.running.values()
-        ]
-        if not running:
-            return False
-        self.kill(max(running, key=lambda one: one[0])[1], "memory is nearly full", blame=False)
-        return True
+        workers = [worker for lane in self._lanes.values() for worker in lane.workers if worker.running]
+        if workers:
+            newest = max(workers, key=lambda worker: max(one.since for one in worker.running.values()))
+            self.kill(newest, "memory is nearly full", blame=False)
+        return bool(workers)
 
     def stats(self) -> dict[str, Any]:
         """What runs where, for ``/capacity`` and tests."""
         return {
-            name: {
-                "workers": [
-                    {
-                        "pid": w.child.pid,
-                        "state": w.state.value,
-                        "device": w.device,
-                        "running": len(w.running),
-                        "reserved": w.reserved,
-                        "bytes": w.kept_bytes,
-                    }
-                    for w in lane.workers
-                ],
-                "starting": lane.starting,
-            }
+            name: {"workers": [worker.stats() for worker in lane.workers], "starting": lane.starting}
             for name, lane in self._lanes.items()
         }
 
@@ -149,6 +136,8 @@ class Pool:
     def changed(self, lane: Lane) -> None:
         """A place of ``lane`` may have come free."""
         lane.last_used = self._now()
+        for worker in lane.alive:
+            self._residency.bill(worker)
         self.desk.changed()
 
     # -- the workers
@@ -200,7 +189,8 @@ class Pool:
         watchdog: asyncio.Task[None] | None = None
         error: StenopoolError | None = None
         try:
-            lane.setup = self._setup_for(lane.setup.model)  # afresh: a missing model may have been put there since
+            # afresh: a missing model may have been put there since, and prices change
+            lane.setup = self.desk.sized(self._setup_for(lane.setup.model))
             child = await self._spawner.start(lane.setup)
             handle = Handle(lane.setup.model, lane.setup.streams, child, name, self._idles, last_pong=self._now())
             lane.workers.append(handle)
@@ -247,7 +237,7 @@ class Pool:
     def _idles(self, handle: Handle, kept: int) -> None:
         """It has nothing to do, and keeps so many bytes."""
         handle.kept_bytes = kept
-        self.desk.memory.resize(handle.name, self.desk.idles(handle.model, kept))
+        self._residency.bill(handle, self.desk.idles(handle.model, kept))
 
     async def _watch(self, lane: Lane, handle: Handle) -> None:
         """Deadline for set-up, then pings until the worker's end."""
@@ -266,7 +256,7 @@ class Pool:
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
         lane.failure, lane.setup_deaths = None, 0
         billed = self.desk.loaded(handle.model, handle.kept_bytes, handle.peak_bytes, self._now() - began)
-        self.desk.memory.resize(handle.name, billed)
+        self._residency.bill(handle, billed)
         self.changed(lane)
         await self._ping(handle)
         self.kill(handle, "no answer to pings")
@@ -281,7 +271,7 @@ class Pool:
             missed = 0 if handle.last_pong >= sent_at else missed + 1
 
     def kill(self, handle: Handle, reason: str, culprit: str | None = None, *, blame: bool = True) -> None:
-        """SIGKILL. Jobs other than ``culprit`` see :class:`WorkerDied` and are tried again; ``blame`` none if that is false."""
+        """SIGKILL. Jobs but ``culprit`` see :class:`WorkerDied` and are tried again; ``blame`` none if that is false."""
         log.warning("killing worker: %s", reason, extra={"model": handle.model, "pid": handle.child.pid})
         running = handle.running.pop(culprit, None) if culprit else None
         if running is not None and not running.done.done():

@@ -42,7 +42,10 @@ class Engine(Protocol):
     device: str
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
-        """Run one task; call ``report(stage, fraction)`` after every batch and stop where ``cancelled()`` is true."""
+        """Run one task; call ``report(stage, fraction)`` after every step and stop where ``cancelled()`` is true.
+
+        ``spent`` in the result (as :class:`app.engine.runners.Spent`) stays here; without it the run time counts.
+        """
         ...
 
 
@@ -88,7 +91,7 @@ class Worker:
     def serve(self) -> int:
         """Set up, then answer messages until ``stop`` or the end of the pipe; returns the exit code."""
         setproctitle(f"stenopool worker {self._setup.model} loading")
-        self._meter = Meter()
+        self._meter = Meter(self._setup.work_bytes)
         try:
             self._engine = importlib.import_module(self._setup.engine).create(self._setup)
         except StenopoolError as error:
@@ -124,9 +127,10 @@ class Worker:
             result = self._engine.transcribe(task, self._reporter(job_id), lambda: job_id in self._cancelled)
             if job_id in self._cancelled:
                 raise Cancelled("The job was cancelled.")
+            spent = {"seconds": time.monotonic() - began} | result.pop("spent", {})
             write_durably(Path(task.result_path), json.dumps(result, ensure_ascii=False).encode())
             peak, idle = measured = self._meter.ended(job_id)
-            self._send("done", job_id=job_id, seconds=time.monotonic() - began, peak_bytes=peak, idle_bytes=idle)
+            self._send("done", job_id=job_id, peak_bytes=peak, idle_bytes=idle, **spent)
         except StenopoolError as error:
             self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
         except Exception:

@@ -14,7 +14,7 @@ from app.pool.supervisor import Pool
 from app.service import Service
 from app.settings import Settings
 from app.store import AsyncStore, Store
-from app.work import Blocked
+from app.work import Blocked, WorkerSetup
 
 
 class QuietPool:
@@ -58,8 +58,9 @@ def quiet_service(settings: Settings) -> Service:
 class OpenDesk:
     """First come, first served, in as much memory as the test says."""
 
-    def __init__(self, pool: Pool, budget: int = 1 << 40, worker_bytes: int = 1) -> None:
-        self.pool, self.memory, self.worker_bytes = pool, Ledger(budget), worker_bytes
+    def __init__(self, pool: Pool, budget: int = 1 << 40, worker_bytes: int = 1, work_bytes: int = 0) -> None:
+        self.pool, self.memory = pool, Ledger(budget)
+        self.worker_bytes, self.work_bytes = worker_bytes, work_bytes
         self.waiting: list[tuple[str, bool, asyncio.Future[Slot]]] = []
         pool.desk = self
 
@@ -71,6 +72,12 @@ class OpenDesk:
 
     def idles(self, model: str, kept: int) -> int:
         return self.worker_bytes
+
+    def working(self, model: str) -> int:
+        return self.work_bytes
+
+    def sized(self, setup: WorkerSetup) -> WorkerSetup:
+        return setup
 
     def failed(self, model: str, error: StenopoolError) -> None:
         for one in [one for one in self.waiting if one[0] == model]:

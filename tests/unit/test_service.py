@@ -282,7 +282,7 @@ async def test_death_for_lack_of_memory_fails_as_out_of_memory_and_the_next_such
         with pytest.raises(OutOfMemory, match="2 times"):
             await run("kill")
     assert (run.rows[0].status, run.rows[0].error_code) == (Status.FAILED, "out_of_memory")
-    assert run.ask(1).bytes > before.bytes
+    assert run.ask(1).worker_bytes > before.worker_bytes
     await run.nothing_left()
 
 
@@ -506,7 +506,7 @@ async def test_model_that_is_only_known_with_the_form_moves_the_ticket_to_its_la
     await run(model="base.en", asked_model="demo")
     (ticket,) = run.tickets
     assert ticket.ask.lane == "base.en"
-    assert ticket.bytes > run.ask(1).bytes
+    assert ticket.ask.worker_bytes > run.ask(1).worker_bytes
     assert [worker["state"] for worker in run.service.pool.stats()["base.en"]["workers"]] == ["ready"]
     await run.nothing_left()
 

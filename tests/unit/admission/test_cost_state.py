@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.admission import prior, table
-from app.admission.cost import MAX_KINDS, VERSION, Cost, CostModel, Footprint, Work
+from app.admission.cost import MAX_KINDS, VERSION, Batches, Cost, CostModel, Footprint, Work
 
 MB = 1_000_000
 NOW = 1_800_000_000.0
-TINY = Work("tiny", "int8", "cpu", audio_s=300.0)
+KIND = "tiny", "int8", "cpu"
+TINY = Work(*KIND, audio_s=300.0)
+FULL = Batches(2, 8)
 
 works = st.builds(
     Work,
@@ -49,30 +51,37 @@ def check(cost: Cost, footprint: Footprint) -> None:
 def test_prices_are_positive_finite_and_grow_with_the_audio_and_survive_a_dump(
     seen: list[tuple[Work, int | None, float, bool]], work: Work, more_s: float, clock: int
 ) -> None:
-    model = CostModel(4, lambda: float(max(0, min(clock, 10**10))))
+    model = CostModel(lambda: float(max(0, min(clock, 10**10))))
     for one, size, duration, killed in seen:
-        model.observe_job(one, actual_bytes=size, actual_seconds=duration)
+        kind = one.model, one.compute_type, one.device
+        model.observe_job(one, actual_seconds=duration)
+        if size is not None:
+            model.observe_batches(*kind, actual_bytes=size, used=Batches(1, 1), billed=Batches(2, 8))
         model.observe_worker(one.model, one.compute_type, one.device, resident_bytes=size, load_s=duration)
         if killed:
-            model.out_of_memory(one)
+            model.out_of_memory(*kind)
     for one in [work, *(one for one, *_ in seen)]:
         cost, footprint = model.job(one), model.worker(one.model, one.compute_type, one.device)
         check(cost, footprint)
+        assert model.batches(one.model, one.compute_type, one.device, Batches(2, 8)) > 0
         longer = model.job(replace(one, audio_s=cost.audio_s + more_s))
         assert longer.bytes >= cost.bytes
         assert longer.seconds >= cost.seconds
-    again = CostModel(4, lambda: float(max(0, min(clock, 10**10))))
+    again = CostModel(lambda: float(max(0, min(clock, 10**10))))
     again.load(json.loads(json.dumps(model.dump(), allow_nan=False)))
     assert again.dump() == model.dump()
     for one in [work, *(one for one, *_ in seen)]:
         assert again.job(one) == model.job(one)
-        assert again.worker(one.model, one.compute_type, one.device) == model.worker(one.model, one.compute_type, one.device)
+        kind = one.model, one.compute_type, one.device
+        assert again.worker(*kind) == model.worker(*kind)
+        assert again.batches(*kind, Batches(1, 4)) == model.batches(*kind, Batches(1, 4))
 
 
 def test_the_kinds_that_are_remembered_are_bounded() -> None:
     model = fresh()
     for number in range(MAX_KINDS + 20):
-        model.observe_job(replace(TINY, model=f"m{number}"), actual_bytes=MB, actual_seconds=1.0)
+        model.observe_job(replace(TINY, model=f"m{number}"), actual_seconds=1.0)
+        model.observe_batches(f"m{number}", "int8", "cpu", actual_bytes=MB, used=FULL, billed=FULL)
     assert len(model.dump()["bytes"]) == len(model.dump()["seconds"]) == MAX_KINDS
 
 
@@ -80,21 +89,22 @@ def test_the_kinds_that_are_remembered_are_bounded() -> None:
 
 
 def fresh() -> CostModel:
-    return CostModel(4, lambda: NOW)
+    return CostModel(lambda: NOW)
 
 
 @pytest.fixture
 def taught() -> CostModel:
     model = fresh()
     for _ in range(12):
-        model.observe_job(TINY, actual_bytes=100 * MB, actual_seconds=30.0)
+        model.observe_job(TINY, actual_seconds=30.0)
+        model.observe_batches(*KIND, actual_bytes=100 * MB, used=FULL, billed=FULL)
     model.observe_worker("tiny", "int8", "cpu", resident_bytes=400 * MB)
     model.observe_upload("alice", 1_000_000, 10.0)
     return model
 
 
 def prices(model: CostModel) -> tuple[Any, ...]:
-    return model.job(TINY), model.worker("tiny", "int8", "cpu"), model.audio_s_of("alice", 10**7)
+    return model.job(TINY), model.worker(*KIND), model.batches(*KIND, FULL), model.audio_s_of("alice", 10**7)
 
 
 def test_a_restart_keeps_the_prices_and_is_not_dirty(taught: CostModel) -> None:
@@ -106,10 +116,9 @@ def test_a_restart_keeps_the_prices_and_is_not_dirty(taught: CostModel) -> None:
 
 
 def test_bytes_that_were_learned_hold_for_another_batch_size(taught: CostModel) -> None:
-    again = CostModel(8, lambda: NOW)
-    again.load(taught.dump())
-    grown = prior.job_bytes(TINY, 8) / prior.job_bytes(TINY, 4)
-    assert again.job(TINY).bytes == pytest.approx(grown * taught.job(TINY).bytes, rel=0.05)
+    larger = Batches(2, 16)
+    grown = prior.batch_bytes("tiny", larger) / prior.batch_bytes("tiny", FULL)
+    assert taught.batches(*KIND, larger) == pytest.approx(grown * taught.batches(*KIND, FULL), rel=0.05)
 
 
 def test_what_was_learned_beside_another_table_is_dropped_but_for_the_uploads(
@@ -119,7 +128,7 @@ def test_what_was_learned_beside_another_table_is_dropped_but_for_the_uploads(
     monkeypatch.setitem(table.MODELS["tiny"], "window_s", 0.8)
     again = fresh()
     again.load(saved)
-    assert prices(again)[:2] == prices(fresh())[:2]
+    assert prices(again)[:3] == prices(fresh())[:3]
     assert again.audio_s_of("alice", 10**7) == pytest.approx(100.0)
 
 
@@ -131,10 +140,10 @@ def test_another_version_is_ignored(taught: CostModel) -> None:
 
 def test_a_broken_entry_does_not_cost_the_others(taught: CostModel) -> None:
     saved, again = taught.dump(), fresh()
-    saved["bytes"] = [None, [[], {}], [["a", "b", "c", "d", 5], {}], [["a"] * 5, {}], *saved["bytes"]]
+    saved["bytes"] = [None, [[], {}], [["a", "b", 5], {}], [["a"] * 3, {}], *saved["bytes"]]
     saved["workers"] = "nothing"
     again.load(saved)
-    assert again.job(TINY) == taught.job(TINY)
+    assert again.batches(*KIND, FULL) == taught.batches(*KIND, FULL)
 
 
 garbage = st.recursive(
@@ -147,9 +156,10 @@ garbage = st.recursive(
 @settings(deadline=None)
 @given(garbage | st.dictionaries(st.sampled_from(["bytes", "seconds", "workers", "uploads"]), garbage), st.data())
 def test_loading_garbage_never_raises_and_leaves_prices_sound(broken: Any, data: st.DataObject) -> None:
-    model = CostModel(4, lambda: 0.0)
+    model = CostModel(lambda: 0.0)
     model.load(broken)
-    model.observe_job(TINY, actual_bytes=MB, actual_seconds=3.0)
+    model.observe_job(TINY, actual_seconds=3.0)
+    model.observe_batches(*KIND, actual_bytes=MB, used=FULL, billed=FULL)
     model.observe_upload("alice", 1_000_000, 10.0)
     saved = model.dump()
     model.load(saved | (broken if isinstance(broken, dict) else {}))
@@ -160,10 +170,11 @@ def test_loading_garbage_never_raises_and_leaves_prices_sound(broken: Any, data:
             place[spot] = broken
             break
         place = place[spot]
-    again = CostModel(4, lambda: 0.0)
+    again = CostModel(lambda: 0.0)
     again.load(saved)
     check(again.job(TINY), again.worker("tiny", "int8", "cpu"))
     assert 0 < again.audio_s_of("alice", 1000) < math.inf
-    again.observe_job(TINY, actual_bytes=MB, actual_seconds=3.0)
+    again.observe_job(TINY, actual_seconds=3.0)
+    again.observe_batches(*KIND, actual_bytes=MB, used=FULL, billed=FULL)
     again.observe_upload("alice", 1000, 1.0)
     check(again.job(TINY), again.worker("tiny", "int8", "cpu"))

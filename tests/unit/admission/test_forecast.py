@@ -17,23 +17,22 @@ def ticket(seconds: float, load_s: float = 0.0) -> Ticket:
 
 
 def simulated(running: list[float], streams: int, waiting: list[float]) -> list[float]:
-    """Each in turn goes to the stream that is free first."""
-    free = [*running, *[0.0] * (streams - len(running))]
+    """Each in turn goes to the stream that is free first; those inside before those who wait, the short ones first."""
+    free = [0.0] * streams
     begin = []
-    for seconds in [*waiting, 0.0]:
+    for seconds in [*sorted(running), *waiting, 0.0]:
         begin.append(min(free))
         free[free.index(min(free))] = min(free) + seconds
-    return begin
+    return begin[len(running) :]
 
 
 @given(times, st.integers(1, 5), times)
 def test_starts_are_those_of_the_obvious_simulation(running: list[float], streams: int, waiting: list[float]) -> None:
-    busy = sorted(running)[-streams:]
-    assert list(starts(running, streams, waiting)) == pytest.approx(simulated(busy, streams, waiting))
+    assert list(starts(running, streams, waiting)) == pytest.approx(simulated(running, streams, waiting))
 
 
-def test_where_more_run_than_there_are_streams_the_first_to_end_free_nothing() -> None:
-    assert list(starts([1.0, 2.0, 9.0], 1, [])) == [9.0]
+def test_where_more_run_than_there_are_streams_the_work_of_all_of_them_comes_first() -> None:
+    assert list(starts([1.0, 2.0, 9.0], 1, [5.0])) == [12.0, 17.0]
 
 
 def test_a_ticket_is_told_its_place_and_that_its_model_has_to_be_loaded() -> None:

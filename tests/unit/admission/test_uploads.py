@@ -14,7 +14,7 @@ from app.admission.uploads import MAX_OWNERS
 
 @pytest.fixture
 def model() -> CostModel:
-    return CostModel(4, lambda: 0.0)
+    return CostModel(lambda: 0.0)
 
 
 def test_without_history_an_upload_is_taken_for_common_audio(model: CostModel) -> None:
@@ -46,7 +46,7 @@ def test_the_owners_that_are_remembered_are_bounded(model: CostModel) -> None:
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.text(), st.integers(), st.floats())), st.text(), st.none() | st.integers())
 def test_a_guessed_length_is_positive_and_finite(seen: list[tuple[str, int, float]], owner: str, size: int | None) -> None:
-    model = CostModel(4, lambda: 0.0)
+    model = CostModel(lambda: 0.0)
     for one, upload_bytes, audio_s in seen:
         model.observe_upload(one, upload_bytes, audio_s)
     for name in [owner, *(one for one, _, _ in seen)]:

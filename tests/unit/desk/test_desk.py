@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from app.admission.cost import Batches
 from app.admission.pressure import Step
 from app.errors import DiskFull, MemoryLow, NeverFits, QueueTimeout
 from app.jobs import TranscribeOptions, VadOptions
 from app.pool.handle import Measured
+from app.service import worker_setup
 from tests.unit.desk.conftest import GB, Bench
 
 Make = Callable[..., Bench]
@@ -81,21 +83,35 @@ def test_nobody_comes_in_while_memory_is_low_and_everybody_afterwards(make: Make
 
 def test_batches_are_halved_under_pressure(make: Make) -> None:
     bench = make(batch_size=8)
-    ticket = bench.desk.enter(bench.desk.jobs, bench.desk.prices.transcription("a", OPTIONS, 300.0), 0)
-    assert bench.desk.batch_size(ticket) == 8
+    assert bench.desk.batch_size("demo") == 8
     bench.desk.look(bench.probe.set(used=int(0.72 * 8 * GB)))
-    assert bench.desk.batch_size(ticket) == 4
+    assert bench.desk.batch_size("demo") == 4
 
 
-def test_a_job_that_fits_only_in_small_batches_is_priced_in_small_batches(make: Make) -> None:
+def test_a_worker_for_which_only_small_batches_fit_gets_small_batches_and_is_priced_so(make: Make) -> None:
     bench = make(batch_size=64)
     roomy = bench.desk.prices.transcription("a", OPTIONS, 3600.0)
+    setup = worker_setup(bench.desk.settings, "demo")
+    assert bench.desk.sized(setup).batch_size == 64
     bench.desk.look(bench.probe.set(limit=13 * GB // 10, used=GB // 2, available=8 * GB // 10))
-    tight = bench.desk.prices.transcription("a", OPTIONS, 3600.0)
-    assert roomy.batch_size == 64
-    assert 1 <= tight.batch_size < 64
-    assert tight.bytes < roomy.bytes
+    tight, small = bench.desk.prices.transcription("a", OPTIONS, 3600.0), bench.desk.sized(setup)
+    assert 1 <= small.batch_size == bench.desk.batch_size("demo") < 64
+    assert small.work_bytes == bench.desk.working("demo")
+    assert tight.worker_bytes < roomy.worker_bytes
     bench.desk.jobs.check_size(tight.bytes + tight.worker_bytes)
+
+
+def test_where_even_single_windows_do_not_fit_at_once_there_is_one_runner(make: Make) -> None:
+    bench = make(runners=2, streams=4)
+    assert bench.desk.prices.batches("demo") == Batches(2, 8)
+    bench.desk._ledger.resize("base", 1)
+    bench.desk.jobs.most_bytes = bench.desk.prices.worker("demo").resident_bytes + 200_000_000
+    assert bench.desk.prices.batches("demo") == Batches(1, 1)
+
+
+def test_more_jobs_run_at_once_than_make_progress(make: Make) -> None:
+    limits = make(runners=2, streams=6).desk.jobs.limits
+    assert (limits.running, limits.parallel) == (6, 2)
 
 
 def test_a_model_that_can_never_fit_is_refused_with_413(make: Make) -> None:
@@ -147,7 +163,7 @@ async def test_what_was_learned_outlives_the_server(make: Make) -> None:
     bench = make()
     await bench.desk.start()
     for _ in range(30):
-        bench.desk.prices.learn_job(OPTIONS, 60.0, 4, Measured(6.0, 400_000_000))
+        bench.desk.prices.learn_job(OPTIONS, 60.0, Measured(6.0, 400_000_000, 2, 8))
     learned = bench.desk.prices.transcription("a", OPTIONS, 60.0)
     await bench.desk.stop()
     later = bench.again()

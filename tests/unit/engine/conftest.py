@@ -20,7 +20,7 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("align", "asr", "devices", "models", "pipeline", "vad")
+ROOMS = ("align", "asr", "batch", "devices", "models", "pipeline", "vad")
 SETUP = WorkerSetup(
     "demo",
     "app.engine.pipeline",
@@ -33,9 +33,10 @@ SETUP = WorkerSetup(
     "cpu",
     "cpu",
     "auto",
-    2,
+    4,
     1,
     2,
+    runners=2,
 )
 
 

@@ -16,9 +16,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def decode(pipeline: Any, windows: list[np.ndarray], **options: Any) -> list[Any]:
     model = pipeline._model
-    encoded = model.encode(model.log_mels(windows))
+    encoded = np.stack(list(model.encoded(map(model.log_mel, windows))))
     tokenizer = model.tokenizer_for(options.pop("language", "en"), "transcribe")
-    decoded: list[Any] = model.decode(encoded, len(windows), tokenizer, TranscribeOptions("demo", **options))
+    wanted = TranscribeOptions("demo", **options)
+    decoded: list[Any] = model.decode(encoded, [tokenizer] * len(windows), [wanted] * len(windows))
     return decoded
 
 
@@ -34,14 +35,26 @@ def test_a_batch_says_what_its_windows_say_alone(pipeline: Any, options: dict[st
     assert [window.avg_logprob for window in together] == pytest.approx([window.avg_logprob for window in alone], abs=1e-3)
 
 
+def test_a_batch_of_languages_tasks_beams_and_prompts_says_what_its_windows_say_alone(pipeline: Any) -> None:
+    model = pipeline._model
+    encoded = np.stack(list(model.encoded(model.log_mel(loud(number)) for number in range(5))))
+    kinds = [("en", {}), ("de", {}), ("es", {"task": "translate"}), ("en", {"beam_size": 1}), ("en", {"initial_prompt": "red"})]
+    options = [TranscribeOptions("demo", **kind) for _, kind in kinds]
+    tokenizers = [model.tokenizer_for(language, one.task) for (language, _), one in zip(kinds, options, strict=True)]
+    together = model.decode(encoded, tokenizers, options)
+    alone = [model.decode(encoded[n : n + 1], tokenizers[n : n + 1], options[n : n + 1])[0] for n in range(5)]
+    assert [window.tokens for window in together] == [window.tokens for window in alone]
+
+
 def test_features_are_padded_to_30_s_and_longer_windows_are_cut(pipeline: Any) -> None:
-    mels = pipeline._model.log_mels([np.zeros(0, np.float32), np.zeros(100, np.float32), np.zeros(40 * 16_000, np.float32)])
-    assert mels.shape == (3, pipeline._model.model.n_mels, 3000)
+    for count in (0, 100, 40 * 16_000):
+        assert pipeline._model.log_mel(np.zeros(count, np.float32)).shape == (pipeline._model.model.n_mels, 3000)
 
 
 def test_language_comes_with_a_probability(pipeline: Any) -> None:
     model = pipeline._model
-    language, probability = model.language_of(model.encode(model.log_mels([loud(1)])))
+    (encoded,) = model.encoded([model.log_mel(loud(1))])
+    language, probability = model.language_of(encoded)
     assert 2 <= len(language) <= 3
     assert 0 < probability <= 1
 

@@ -27,6 +27,16 @@ def run(pipeline: Any, task: Task) -> dict[str, Any]:
     return result
 
 
+def said(pipeline: Any, task: Task) -> dict[str, Any]:
+    """The result without what differs from run to run: seconds, and the last digits of probabilities in other batches."""
+    result = run(pipeline, task)
+    del result["spent"]
+    for segment in result["segments"]:
+        for name in ("avg_logprob", "no_speech_prob"):
+            segment[name] = round(segment[name], 2)
+    return result
+
+
 def test_result_is_json_and_a_transcript_that_every_format_can_show(pipeline: Any, task: MakeTask) -> None:
     result = run(pipeline, task(noise(3), word_timestamps=True, language="en"))
     transcript = Transcript.from_dict(json.loads(json.dumps(result)))
@@ -67,10 +77,10 @@ def test_times_of_segments_are_inside_the_recording_and_in_order(pipeline: Any, 
     assert all(0 <= segment["start"] <= segment["end"] <= 4.5 for segment in result["segments"])
 
 
-def test_progress_comes_after_every_batch_and_rises(pipeline: Any, task: MakeTask) -> None:
+def test_progress_comes_after_every_window_and_rises(pipeline: Any, task: MakeTask) -> None:
     seen: list[tuple[str, float]] = []
     pipeline.transcribe(task(noise(5), vad=SHORT, beam_size=1), lambda *step: seen.append(step), lambda: False)
-    assert [fraction for stage, fraction in seen if stage == "transcribe"] == [0.4, 0.8, 1.0]
+    assert [fraction for stage, fraction in seen if stage == "transcribe"] == [0.2, 0.4, 0.6, 0.8, 1.0]
 
 
 @pytest.mark.parametrize("stage", ["vad", "transcribe", "align"])
@@ -80,7 +90,7 @@ def test_cancellation_is_noticed_after_the_next_step_of_every_stage(
     seen: list[str] = []
     if stage == "align":
         found = [{"start": float(start), "end": start + 1.0, "text": "seven"} for start in range(3)]
-        monkeypatch.setattr(pipeline, "_recognise", lambda *_: (found, "en", None))
+        monkeypatch.setattr(pipeline, "_recognise", lambda *_: found)
     vad = VadOptions(method="silero") if stage == "vad" else SHORT
     with pytest.raises(Cancelled):
         pipeline.transcribe(
@@ -91,17 +101,17 @@ def test_cancellation_is_noticed_after_the_next_step_of_every_stage(
     assert seen.count(stage) == (0 if stage == "vad" else 1)
 
 
-def test_two_threads_with_different_languages_say_what_they_say_alone(pipeline: Any, task: MakeTask) -> None:
+def test_jobs_with_different_languages_that_share_batches_say_what_they_say_alone(pipeline: Any, task: MakeTask) -> None:
     jobs = [
         task(speech(seed), language=language, vad=SHORT, beam_size=beam, initial_prompt=prompt, word_timestamps=words)
         for seed, (language, beam, prompt, words) in enumerate(
             [("en", 1, None, True), ("de", 2, "sieben", False), ("es", 1, None, True), (None, 2, "x", False)]
         )
     ]
-    alone = [run(pipeline, job) for job in jobs]
+    alone = [said(pipeline, job) for job in jobs]
     with ThreadPoolExecutor(4) as threads:
         for _ in range(3):
-            assert list(threads.map(lambda job: run(pipeline, job), jobs)) == alone
+            assert list(threads.map(lambda job: said(pipeline, job), jobs)) == alone
 
 
 def test_sampling_prompt_and_hotwords_go_through(pipeline: Any, task: MakeTask) -> None:

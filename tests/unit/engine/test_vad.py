@@ -43,7 +43,7 @@ def cut(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[[n
 
     def found(pcm: np.ndarray) -> Spans:
         progress: list[float] = []
-        speech = list(engine.vad._silero(pcm, OPTIONS, CHUNK_S, progress.append))
+        speech = list(engine.vad._silero(pcm, OPTIONS, CHUNK_S, progress.append, lambda run: run()))
         assert progress == sorted(progress)
         assert progress[-1:] == ([1.0] if len(pcm) else [])
         return [(round(start * RATE), round(end * RATE)) for start, end in speech]
@@ -107,7 +107,7 @@ def test_any_length_comes_to_an_end(cut: Callable[[np.ndarray], Spans], length: 
 
 def windows(engine: SimpleNamespace, pcm: np.ndarray, **options: Any) -> list[tuple[float, float]]:
     pyannote = engine.vad.PyannoteVad("cpu")
-    found = engine.vad.find_windows(pcm, VadOptions(**options), pyannote, lambda done: None)
+    found = engine.vad.find_windows(pcm, VadOptions(**options), pyannote, lambda done: None, lambda run: run())
     return [(window.start, window.end) for window in found]
 
 

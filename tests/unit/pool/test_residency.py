@@ -11,6 +11,7 @@ import pytest
 
 from app.pool.handle import WorkerDied
 from app.pool.lane import PoolLimits
+from app.pool.slot import Slot
 from app.pool.spawn import Spawner
 from app.pool.supervisor import Pool
 from app.work import Blocked
@@ -37,10 +38,12 @@ Make = Callable[..., tuple[Pool, OpenDesk, Clock]]
 async def make() -> AsyncIterator[Make]:
     pools: list[Pool] = []
 
-    def begin(limits: PoolLimits = LIMITS, budget: int = 100, worker_bytes: int = 60) -> tuple[Pool, OpenDesk, Clock]:
+    def begin(
+        limits: PoolLimits = LIMITS, budget: int = 100, worker_bytes: int = 60, work_bytes: int = 0
+    ) -> tuple[Pool, OpenDesk, Clock]:
         clock = Clock()
         pools.append(Pool(Spawner(()), setup_for, limits, clock))
-        return pools[-1], OpenDesk(pools[-1], budget, worker_bytes), clock
+        return pools[-1], OpenDesk(pools[-1], budget, worker_bytes, work_bytes), clock
 
     yield begin
     for pool in pools:
@@ -187,3 +190,45 @@ async def test_the_newest_job_is_shed_and_nobody_is_blamed(make: Make, tmp_path:
     assert not death.value.alone
     await old
     assert not pool.shed_newest()
+
+
+async def test_an_idle_worker_is_billed_for_work_with_its_first_job_and_not_again_for_the_second(
+    make: Make, tmp_path: Path
+) -> None:
+    pool, desk, _ = make(budget=100, worker_bytes=40, work_bytes=50)
+    run = Runner(pool, tmp_path)
+    await run()
+    assert desk.memory.reserved == 40
+    first, second = pool.take("demo"), pool.take("demo")
+    assert isinstance(first, Slot)
+    assert isinstance(second, Slot)
+    assert desk.memory.reserved == 90
+    with first:
+        pass
+    assert desk.memory.reserved == 90
+    with second:
+        pass
+    assert desk.memory.reserved == 40
+
+
+async def test_where_there_is_no_memory_for_work_the_idle_worker_takes_no_job(make: Make, tmp_path: Path) -> None:
+    pool, desk, _ = make(budget=100, worker_bytes=40, work_bytes=50)
+    await Runner(pool, tmp_path)()
+    assert desk.memory.take("other", 20)
+    assert pool.take("demo") is Blocked.MEMORY
+    assert desk.memory.reserved == 60
+    desk.memory.drop("other")
+    slot = pool.take("demo")
+    assert isinstance(slot, Slot)
+    with slot:
+        assert desk.memory.reserved == 90
+
+
+async def test_work_of_one_model_takes_the_memory_of_an_idle_other_one(make: Make, tmp_path: Path) -> None:
+    pool, desk, _ = make(budget=100, worker_bytes=40, work_bytes=50)
+    run = Runner(pool, tmp_path)
+    await run(model="demo")
+    await run(model="medium")
+    await run(model="demo")
+    assert loaded(pool) == {"demo"}
+    assert desk.memory.peak <= 100

@@ -1,0 +1,239 @@
+"""The threads that compute, and the windows and calls of all jobs that wait for them.
+
+A job of its own holds no batch: it hands in windows and calls, and as many runners as there are engine calls at once take
+them, fair between jobs. Windows of several jobs share a batch (continuous batching of requests, Orca, Yu et al., OSDI 2022,
+at the level of whole windows). So N jobs at once take the working memory of the runners, not N times that of a batch, and
+a short clip waits for a batch and not for a long file.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+W = TypeVar("W")
+R = TypeVar("R")
+
+LOOK_S = 0.2
+"""Seconds after which a job that waits for its turn looks whether it has been cancelled."""
+
+
+@dataclass(eq=False)
+class Unit(Generic[W]):
+    """One window, or one call, of a job. ``done`` is set when ``result`` or ``error`` is there."""
+
+    job: Lease[W]
+    window: W | None
+    call: Callable[[], Any] | None = None
+    result: Any = None
+    error: BaseException | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass
+class Spent:
+    """What a job took: seconds of a runner, and the most engine calls and windows that were at work at once meanwhile."""
+
+    seconds: float = 0.0
+    calls: int = 1
+    windows: int = 1
+
+
+Run = Callable[[Sequence[Unit[W]]], Iterable[Any]]
+
+
+class Runners(Generic[W]):
+    """``run(units)`` computes the windows of one batch, at most ``size``; it is called in ``count`` threads.
+
+    ``wait_s``: how long a batch that is not full waits for more windows where other jobs are about.
+    """
+
+    def __init__(self, run: Run[W], count: int, size: int, wait_s: float = 0.0) -> None:
+        self._run, self._count, self._size, self._wait_s = run, count, size, wait_s
+        self._changed = threading.Condition()
+        self._ready: OrderedDict[Lease[W], None] = OrderedDict()
+        self._jobs: set[Lease[W]] = set()
+        self._idle = count
+        self._at_work = self._windows = 0
+        for number in range(count):
+            threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
+
+    def lease(self, cancelled: Callable[[], bool], size: int | None = None) -> Lease[W]:
+        """A job's way in; to be used as a context. ``size``: windows of a batch that it leads, if fewer than usual."""
+        return Lease(self, cancelled, min(size or self._size, self._size))
+
+    # -- what leases do
+
+    def _enter(self, job: Lease[W]) -> None:
+        with self._changed:
+            self._jobs.add(job)
+            self._note(job)
+
+    def _leave(self, job: Lease[W]) -> None:
+        with self._changed:
+            job.pending.clear()
+            self._ready.pop(job, None)
+            self._jobs.discard(job)
+
+    def _add(self, job: Lease[W], units: Iterable[Unit[W]]) -> None:
+        with self._changed:
+            job.pending.extend(units)
+            self._queue(job)
+
+    def release(self, job: Lease[W]) -> None:
+        """Windows of a job that held back are free: what the first one had to tell is known."""
+        with self._changed:
+            job.holds = job.held = False
+            self._queue(job)
+
+    def _queue(self, job: Lease[W]) -> None:
+        if job.pending and not job.held and job in self._jobs:
+            self._ready.setdefault(job)
+            self._changed.notify_all()
+
+    # -- runners
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._ready:
+                    self._changed.wait()
+                self._idle -= 1
+                units = self._take()
+                self._started(units)
+            began = time.monotonic()
+            if units[0].call is not None:
+                _call(units[0])
+            else:
+                self._compute(units)
+            self._finished(units, time.monotonic() - began)
+
+    def _take(self) -> list[Unit[W]]:
+        """The next call, or the next windows: of one job after the other, one each, and round again."""
+        job = next(iter(self._ready))
+        first = self._next_of(job)
+        if first.call is not None:
+            return [first]
+        units = [first]
+        most = job.size if self._wait_s else self._fair_size(job)
+        deadline = time.monotonic() + self._wait_s
+        while len(units) < most:
+            following = next((one for one in self._ready if one.pending[0].call is None), None)
+            if following is not None:
+                units.append(self._next_of(following))
+            elif self._jobs <= {unit.job for unit in units} or not self._changed.wait_for(
+                self._has_window, deadline - time.monotonic()
+            ):
+                break
+        return units
+
+    def _has_window(self) -> bool:
+        return any(one.pending[0].call is None for one in self._ready)
+
+    def _fair_size(self, job: Lease[W]) -> int:
+        """Windows of a batch: those that are there are spread over the runners that have nothing to do."""
+        waiting = 1 + sum(1 for one in self._ready for unit in one.pending if unit.call is None)
+        return min(job.size, -(-waiting // (self._idle + 1)))
+
+    def _next_of(self, job: Lease[W]) -> Unit[W]:
+        unit = job.pending.popleft()
+        del self._ready[job]
+        job.held = job.holds
+        self._queue(job)  # behind the others
+        return unit
+
+    def _compute(self, units: Sequence[Unit[W]]) -> None:
+        """One batch. Where it fails, each job's part is tried alone, so that none fails for another one's sake."""
+        try:
+            for unit, result in zip(units, self._run(units), strict=True):
+                unit.result = result
+        except BaseException as error:
+            jobs = list(dict.fromkeys(unit.job for unit in units))
+            for job in jobs if len(jobs) > 1 else []:
+                self._compute([unit for unit in units if unit.job is job])
+            if len(jobs) == 1:
+                for unit in units:
+                    unit.error = error
+
+    def _started(self, units: Sequence[Unit[W]]) -> None:
+        self._at_work += 1
+        self._windows += len(units)
+        for job in self._jobs:
+            self._note(job)
+
+    def _note(self, job: Lease[W]) -> None:
+        job.spent.calls = max(job.spent.calls, self._at_work)
+        job.spent.windows = max(job.spent.windows, self._windows)
+
+    def _finished(self, units: Sequence[Unit[W]], seconds: float) -> None:
+        with self._changed:
+            self._idle += 1
+            self._at_work -= 1
+            self._windows -= len(units)
+            for unit in units:
+                unit.job.spent.seconds += seconds / len(units)
+                unit.job.holds = unit.job.held = False
+                self._queue(unit.job)
+                unit.done.set()
+
+
+class Lease(Generic[W]):
+    """One job's place among the others. Only the thread of the job may use it."""
+
+    def __init__(self, runners: Runners[W], cancelled: Callable[[], bool], size: int) -> None:
+        self._runners, self._cancelled = runners, cancelled
+        self.size = size
+        self.pending: deque[Unit[W]] = deque()
+        self.spent = Spent()
+        self.holds = self.held = False
+
+    def __enter__(self) -> Lease[W]:
+        self._runners._enter(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._runners._leave(self)
+
+    def call(self, function: Callable[[], R]) -> R:
+        """``function()`` in a runner, in turn."""
+        (result,) = self.calls([function])
+        return result
+
+    def calls(self, functions: Iterable[Callable[[], R]]) -> Iterator[R]:
+        """Results of all of them, in order; they may run at the same time."""
+        return self._results([Unit(self, None, function) for function in functions])
+
+    def windows(self, windows: Iterable[W], *, hold: bool = False) -> Iterator[Any]:
+        """Results of all windows, in order. ``hold``: the others wait until the first has told something to them.
+
+        That is when it has ended, or earlier when :meth:`Runners.release` is called.
+        """
+        self.holds = hold
+        return self._results([Unit(self, window) for window in windows])
+
+    def _results(self, units: list[Unit[W]]) -> Iterator[Any]:
+        self._runners._add(self, units)
+        for unit in units:
+            while not unit.done.wait(LOOK_S):
+                if self._cancelled():
+                    raise Stopped
+            if unit.error is not None:
+                raise unit.error
+            yield unit.result
+
+
+class Stopped(Exception):
+    """The job was cancelled while it waited for its turn."""
+
+
+def _call(unit: Unit[Any]) -> None:
+    assert unit.call is not None
+    try:
+        unit.result = unit.call()
+    except BaseException as error:
+        unit.error = error

@@ -1,0 +1,202 @@
+"""Runners: shared, fair, and nobody fails for another one's sake. No model: windows are numbers and strings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from app.engine.runners import Lease, Runners, Stopped, Unit
+
+Tools = Callable[..., "Tool"]
+
+
+def never() -> bool:
+    return False
+
+
+class Tool:
+    """Runners whose batches wait until the test lets them go, and are noted."""
+
+    def __init__(self, count: int = 1, size: int = 4, wait_s: float = 0.0) -> None:
+        self.batches: list[list[Any]] = []
+        self.gate = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self.runners: Runners[Any] = Runners(self._run, count, size, wait_s)
+
+    def _run(self, units: Sequence[Unit[Any]]) -> list[Any]:
+        self.batches.append([unit.window for unit in units])
+        self.began.release()
+        assert self.gate.acquire(timeout=10)
+        if any(unit.window == "bad" for unit in units):
+            raise ValueError("bad window")
+        return [f"<{unit.window}>" for unit in units]
+
+    def go(self, batches: int = 100) -> None:
+        for _ in range(batches):
+            self.gate.release()
+
+    def until_began(self) -> None:
+        assert self.began.acquire(timeout=10)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+def job(tool: Tool, windows: Sequence[Any], **how: Any) -> list[Any]:
+    with tool.runners.lease(never) as lease:
+        return list(lease.windows(windows, **how))
+
+
+def busy(tool: Tool, threads: ThreadPoolExecutor) -> Any:
+    """One batch is at work and nobody else waits."""
+    future = threads.submit(job, tool, ["first"])
+    tool.until_began()
+    return future
+
+
+def waiting(tool: Tool, threads: ThreadPoolExecutor, *jobs: Sequence[Any], **how: Any) -> list[Any]:
+    """Futures of jobs that stand in line in this order."""
+    futures = []
+    for windows in jobs:
+        before = len(tool.runners._ready)
+        futures.append(threads.submit(job, tool, windows, **how))
+        while len(tool.runners._ready) == before:
+            pass
+    return futures
+
+
+def test_results_are_in_order_and_batches_no_larger_than_the_size(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    tool.go()
+    assert job(tool, range(10)) == [f"<{number}>" for number in range(10)]
+    assert [len(batch) for batch in tool.batches] == [4, 4, 2]
+
+
+def test_windows_of_several_jobs_share_a_batch_and_each_gets_its_own(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    first = busy(tool, threads)
+    others = waiting(tool, threads, ["a"], ["b"], ["c"], ["d"], ["e"])
+    tool.go()
+    assert [future.result(10) for future in others] == [["<a>"], ["<b>"], ["<c>"], ["<d>"], ["<e>"]]
+    assert first.result(10) == ["<first>"]
+    assert tool.batches == [["first"], ["a", "b", "c", "d"], ["e"]]
+
+
+def test_a_short_job_waits_for_a_batch_and_not_for_a_long_job(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(size=2)
+    first = busy(tool, threads)
+    long, short = waiting(tool, threads, [f"long {number}" for number in range(100)], ["short"])
+    tool.go(2)
+    assert short.result(10) == ["<short>"]
+    assert tool.batches[1] == ["long 0", "short"]
+    tool.go()
+    assert len(long.result(10)) == 100
+    assert first.result(10)
+
+
+def test_a_lone_job_is_spread_over_all_idle_runners(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    future = threads.submit(job, tool, range(4))
+    tool.until_began()
+    tool.until_began()
+    assert sorted(map(len, tool.batches)) == [2, 2]
+    tool.go()
+    assert future.result(10)
+
+
+def test_a_smaller_batch_may_be_asked_for(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    tool.go()
+    with tool.runners.lease(never, 1) as lease:
+        assert list(lease.windows([1, 2])) == ["<1>", "<2>"]
+    assert tool.batches == [[1], [2]]
+
+
+def test_where_windows_hold_back_the_first_goes_alone_and_the_others_after_it(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    future = threads.submit(job, tool, [1, 2, 3], hold=True)
+    tool.until_began()
+    assert tool.batches == [[1]]
+    assert not tool.runners._ready
+    tool.go()
+    assert future.result(10) == ["<1>", "<2>", "<3>"]
+
+
+def test_windows_that_hold_back_are_free_as_soon_as_they_are_released(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    leases: list[Lease[Any]] = []
+
+    def run() -> list[Any]:
+        with tool.runners.lease(never) as lease:
+            leases.append(lease)
+            return list(lease.windows([1, 2], hold=True))
+
+    future = threads.submit(run)
+    tool.until_began()
+    tool.runners.release(leases[0])
+    tool.until_began()
+    assert tool.batches == [[1], [2]]
+    tool.go()
+    assert future.result(10) == ["<1>", "<2>"]
+
+
+def test_one_bad_window_fails_its_own_job_only(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    first = busy(tool, threads)
+    good, bad, other = waiting(tool, threads, ["good"], ["bad"], ["other"])
+    tool.go()
+    assert (good.result(10), other.result(10), first.result(10)) == (["<good>"], ["<other>"], ["<first>"])
+    with pytest.raises(ValueError, match="bad window"):
+        bad.result(10)
+    assert job(tool, ["again"]) == ["<again>"]
+
+
+def test_calls_run_in_turn_and_their_errors_are_their_callers(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    with tool.runners.lease(never) as lease:
+        assert list(lease.calls([lambda: 1, lambda: 2])) == [1, 2]
+        assert lease.call(threading.current_thread).name == "runner-0"
+        with pytest.raises(ZeroDivisionError):
+            lease.call(lambda: 1 / 0)
+
+
+def test_a_job_that_is_cancelled_while_it_waits_leaves_at_once_and_its_windows_are_not_computed(
+    threads: ThreadPoolExecutor,
+) -> None:
+    tool = Tool()
+    first = busy(tool, threads)
+    with pytest.raises(Stopped), tool.runners.lease(lambda: True) as lease:
+        list(lease.windows(["gone"]))
+    tool.go()
+    assert first.result(10) == ["<first>"]
+    assert job(tool, ["next"]) == ["<next>"]
+    assert tool.batches == [["first"], ["next"]]
+
+
+def test_what_was_at_work_at_once_is_told_to_every_job_that_was_there(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    with tool.runners.lease(never) as watching:
+        futures = [threads.submit(job, tool, range(4)), *waiting(tool, threads)]
+        tool.until_began()
+        tool.until_began()
+        tool.go()
+        assert futures[0].result(10)
+    assert (watching.spent.calls, watching.spent.windows, watching.spent.seconds) == (2, 4, 0.0)
+
+
+def test_a_batch_waits_for_more_windows_only_where_other_jobs_are_about(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(wait_s=30.0)
+    tool.go()
+    assert job(tool, ["alone"]) == ["<alone>"]
+    with tool.runners.lease(never) as other:
+        future = threads.submit(job, tool, ["waits"])
+        assert list(other.windows(["comes"])) == ["<comes>"]
+        assert future.result(10) == ["<waits>"]
+    assert sorted(tool.batches[1]) == ["comes", "waits"]
