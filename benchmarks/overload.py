@@ -6,7 +6,7 @@
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-The levels take turns, four times, so that a machine that is slower for a while is slower for all of them. Writes
+The levels take turns, three times, so that a machine that is slower for a while is slower for all of them. Writes
 ``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
 
@@ -31,7 +31,7 @@ from benchmarks.serving import Server, serving
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
 QUEUE_S = "5"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
-ROUNDS = 4
+ROUNDS = 3
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
 CROWDED = {"STENOPOOL_MAX_QUEUED": "80"}  # 50 uploads that come in, and 30 that have
@@ -40,7 +40,7 @@ BASELINES = {
     "admission control": CONTROL,
     "bounded queue (20)": {"STENOPOOL_MAX_QUEUE_S": "1000000", "STENOPOOL_MAX_QUEUED": "20"},
     "semaphore, unbounded queue": UNBOUNDED,
-    "no control": {**UNBOUNDED, "STENOPOOL_STREAMS": "64", "STENOPOOL_THREADS": "1", "STENOPOOL_MAX_MEDIA_JOBS": "64"},
+    "no control": {**UNBOUNDED, "STENOPOOL_STREAMS": "64", "STENOPOOL_RUNNERS": "64", "STENOPOOL_MAX_MEDIA_JOBS": "64"},
 }
 
 

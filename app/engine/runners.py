@@ -59,7 +59,7 @@ class Runners(Generic[W]):
         self._ready: OrderedDict[Lease[W], None] = OrderedDict()
         self._jobs: set[Lease[W]] = set()
         self._idle = count
-        self._at_work = self._windows = 0
+        self._at_work = self._windows = self._entered = 0
         for number in range(count):
             threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
 
@@ -71,6 +71,8 @@ class Runners(Generic[W]):
 
     def _enter(self, job: Lease[W]) -> None:
         with self._changed:
+            self._entered += 1
+            job.number = self._entered
             self._jobs.add(job)
             self._note(job)
 
@@ -114,7 +116,10 @@ class Runners(Generic[W]):
             self._finished(units, time.monotonic() - began)
 
     def _take(self) -> list[Unit[W]]:
-        """The next call, or the next windows: of one job after the other, one each, and round again."""
+        """The next call, or the next windows: of one job after the other, one each, and round again.
+
+        Half of a batch is for the oldest job: a long one among many that come and go would else take as many times longer.
+        """
         job = next(iter(self._ready))
         first = self._next_of(job)
         if first.call is not None:
@@ -123,9 +128,11 @@ class Runners(Generic[W]):
         most = job.size if self._wait_s else self._fair_size(job)
         deadline = time.monotonic() + self._wait_s
         while len(units) < most:
-            following = next((one for one in self._ready if one.pending[0].call is None), None)
-            if following is not None:
-                units.append(self._next_of(following))
+            following = [one for one in self._ready if one.pending[0].call is None]
+            oldest = min(following, key=lambda one: one.number, default=None)
+            if oldest is not None:
+                behind = sum(unit.job is oldest for unit in units) >= most // 2
+                units.append(self._next_of(following[0] if behind else oldest))
             elif self._jobs <= {unit.job for unit in units} or not self._changed.wait_for(
                 self._has_window, deadline - time.monotonic()
             ):
@@ -188,6 +195,7 @@ class Lease(Generic[W]):
     def __init__(self, runners: Runners[W], cancelled: Callable[[], bool], size: int) -> None:
         self._runners, self._cancelled = runners, cancelled
         self.size = size
+        self.number = 0
         self.pending: deque[Unit[W]] = deque()
         self.spent = Spent()
         self.holds = self.held = False

@@ -101,6 +101,17 @@ def test_a_short_job_waits_for_a_batch_and_not_for_a_long_job(threads: ThreadPoo
     assert first.result(10)
 
 
+def test_half_of_a_batch_is_for_the_oldest_job(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(size=4)
+    first = busy(tool, threads)
+    jobs = waiting(tool, threads, *([f"{name} {number}" for number in range(6)] for name in ("old", "new", "newer")))
+    tool.go()
+    assert all(len(future.result(10)) == 6 for future in jobs)
+    assert first.result(10)
+    assert tool.batches[1] == ["old 0", "old 1", "new 0", "newer 0"]
+    assert sum("old" in window for window in tool.batches[2]) == 2
+
+
 def test_a_lone_job_is_spread_over_all_idle_runners(threads: ThreadPoolExecutor) -> None:
     tool = Tool(count=2)
     future = threads.submit(job, tool, range(4))
