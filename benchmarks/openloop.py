@@ -10,7 +10,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,11 +52,17 @@ class Record:
 
 
 def poisson(rate: float, duration_s: float, files: int, key: int, chance: random.Random) -> list[Shot]:
-    """Arrivals of a Poisson process of ``rate`` per second."""
-    shots, now = [], 0.0
+    """Arrivals of a Poisson process of ``rate`` per second; which file comes is dealt from one shuffled deck after another."""
+    shots, now, files_in_turn = [], 0.0, dealt(files, chance)
     while (now := now + chance.expovariate(rate)) < duration_s:
-        shots.append(Shot(now, chance.randrange(files), key))
+        shots.append(Shot(now, next(files_in_turn), key))
     return shots
+
+
+def dealt(files: int, chance: random.Random) -> Iterator[int]:
+    """Every file once in some order, and again, for ever: so that two phases have hardly different mixtures of lengths."""
+    while True:
+        yield from chance.sample(range(files), files)
 
 
 class Client:

@@ -24,13 +24,13 @@ from typing import Any
 
 from benchmarks import overload_plots
 from benchmarks.corpus import lognormal_lengths, write_corpus
-from benchmarks.openloop import Client, Record, Shot, percentile, poisson, probe_health
+from benchmarks.openloop import Client, Record, Shot, dealt, percentile, poisson, probe_health
 from benchmarks.overload_extra import flood, obeying, uploads
 from benchmarks.serving import Server, serving
 
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
-QUEUE_S = "5"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
+QUEUE_S = "3"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
 ROUNDS = 3
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
@@ -75,20 +75,20 @@ class Bench:
             self.texts[number] = record.text
 
     async def measure_capacity(self, server: Server) -> float:
-        """Jobs per second of eight clients that always have one request out, over one phase."""
+        """Jobs per second of twelve clients that always have one request out, over one phase."""
         end = asyncio.get_running_loop().time() + self.phase_s
-        chance = random.Random(3)
+        files = dealt(len(self.lengths), random.Random(3))
 
         async def always() -> int:
             done = 0
             while asyncio.get_running_loop().time() < end:
                 client = self.client(server)
-                await client.run([Shot(0.0, chance.randrange(len(self.lengths)))])
+                await client.run([Shot(0.0, next(files))])
                 done += client.records[0].ok
             return done
 
         began = asyncio.get_running_loop().time()
-        done = sum(await asyncio.gather(*(always() for _ in range(8))))
+        done = sum(await asyncio.gather(*(always() for _ in range(12))))
         return done / (asyncio.get_running_loop().time() - began)
 
 
