@@ -52,11 +52,13 @@ class Record:
 
 
 def poisson(rate: float, duration_s: float, files: int, key: int, chance: random.Random) -> list[Shot]:
-    """Arrivals of a Poisson process of ``rate`` per second; which file comes is dealt from one shuffled deck after another."""
-    shots, now, files_in_turn = [], 0.0, dealt(files, chance)
-    while (now := now + chance.expovariate(rate)) < duration_s:
-        shots.append(Shot(now, next(files_in_turn), key))
-    return shots
+    """Arrivals of a Poisson process of ``rate`` per second that had as many arrivals as are expected of it.
+
+    Given their number, such arrivals are independent and uniform; so a short phase offers what it says. Which file comes is
+    dealt from one shuffled deck after another.
+    """
+    times = sorted(chance.uniform(0.0, duration_s) for _ in range(round(rate * duration_s)))
+    return [Shot(at, file, key) for at, file in zip(times, dealt(files, chance), strict=False)]
 
 
 def dealt(files: int, chance: random.Random) -> Iterator[int]:
