@@ -183,9 +183,10 @@ class Turns:
             return Estimate(0, 0.0, self._left_of(ticket))
         order = [*self._front, *self.line.in_order()]
         expected = place_of(ticket, order, map(self._left_of, self.running), self.streams())
-        if len(self.running) + expected.position < self.places():  # it begins at once, beside the others
-            return replace(expected, start_s=ticket.ask.load_s)
-        return expected
+        places, slower = self.places(), self._slower()
+        lefts = (slower * self._left_of(one) for one in self.running)
+        *_, start_s = starts(lefts, places, (slower * one.seconds for one in order[: expected.position]))
+        return replace(expected, start_s=start_s + ticket.ask.load_s)  # a place comes before its full share of the streams
 
     def ends_of(self, key: str) -> list[tuple[float, float]]:
         """When each job of ``key`` will probably end, in seconds from now, and how many seconds of audio it is."""
@@ -208,11 +209,11 @@ class Turns:
 
     def wait_s(self) -> float:
         """Seconds until somebody at the end of the line would start; in a long line the order hardly matters."""
-        running, streams = [self._left_of(one) for one in self.running], self.streams()
+        running, slower = [self._left_of(one) for one in self.running], self._slower()
         if self.bounds.total.count > LONG_LINE:
-            return (sum(running) + self.bounds.total.seconds) / streams
-        waiting = (one.seconds for one in self.inside if one.phase is not Phase.RUNNING)
-        *_, last = starts(running, streams, waiting)
+            return (sum(running) + self.bounds.total.seconds) / self.streams()
+        waiting = (slower * one.seconds for one in self.inside if one.phase is not Phase.RUNNING)
+        *_, last = starts((slower * left for left in running), self.places(), waiting)
         return last
 
     def _left_of(self, ticket: Ticket) -> float:
@@ -222,6 +223,10 @@ class Turns:
     def _worked_s(self, ticket: Ticket) -> float:
         """Seconds of work that a running ticket has got, if as many as now have shared the streams all the time."""
         return (self._now() - ticket.started_at) * self._share()
+
+    def _slower(self) -> float:
+        """How many times longer a job takes where every place is taken, than with a stream of its own."""
+        return self.places() / self.streams()
 
     def _share(self) -> float:
         """The part of a stream that each of those running has."""
