@@ -6,7 +6,7 @@
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-The levels take turns, three times, so that a machine that is slower for a while is slower for all of them. Writes
+The levels take turns, five times, so that a machine that is slower for a while is slower for all of them. Writes
 ``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
 
@@ -24,14 +24,15 @@ from typing import Any
 
 from benchmarks import overload_plots
 from benchmarks.corpus import lognormal_lengths, write_corpus
-from benchmarks.openloop import Client, Record, Shot, dealt, percentile, poisson, probe_health
+from benchmarks.openloop import Client, Record, Shot, percentile, poisson, probe_health
 from benchmarks.overload_extra import flood, obeying, uploads
 from benchmarks.serving import Server, serving
 
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
 QUEUE_S = "3"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
-ROUNDS = 3
+ROUNDS = 5
+FULL_RATE = 6.0
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
 CROWDED = {"STENOPOOL_MAX_QUEUED": "80"}  # 50 uploads that come in, and 30 that have
@@ -75,23 +76,11 @@ class Bench:
             self.texts[number] = record.text
 
     async def measure_capacity(self, server: Server) -> float:
-        """Jobs per second of sixteen clients that always have one request out, over one phase: more than the line takes."""
-        end = asyncio.get_running_loop().time() + self.phase_s
-        files = dealt(len(self.lengths), random.Random(3))
-
-        async def always() -> int:
-            done = 0
-            while asyncio.get_running_loop().time() < end:
-                client = self.client(server)
-                await client.run([Shot(0.0, next(files))])
-                done += client.records[0].ok
-                if client.records[0].status == 429:
-                    await asyncio.sleep(0.2)  # no tight loop of refusals beside what is measured
-            return done
-
-        began = asyncio.get_running_loop().time()
-        done = sum(await asyncio.gather(*(always() for _ in range(16))))
-        return done / (asyncio.get_running_loop().time() - began)
+        """Right answers per second while more comes in than the line takes, over one phase."""
+        shots = poisson(FULL_RATE, self.phase_s, len(self.lengths), 0, random.Random(3))
+        records = await self.client(server).run(shots)
+        good = summary([records], self.lengths, self.phase_s / 5, self.phase_s)
+        return float(good["goodput_jobs_per_s"])
 
 
 @dataclass
@@ -106,6 +95,7 @@ class Level:
     client_cpu_s: float = 0.0
     server_cpu_s: float = 0.0
     seconds: float = 0.0
+    worked_s: float = 0.0
 
     async def run(self, bench: Bench, server: Server, seed: int) -> None:
         """One more phase."""
@@ -114,8 +104,10 @@ class Level:
         health = asyncio.create_task(probe_health(server.url, stop))
         peak = asyncio.create_task(_peak(server, stop))
         began, mine, its = time.monotonic(), time.process_time(), server.api_cpu_s()
+        working = asyncio.create_task(_worked(server, bench.phase_s))
         self.phases.append(await bench.client(server).run(shots))
         self.seconds += time.monotonic() - began
+        self.worked_s += await working
         self.client_cpu_s += time.process_time() - mine
         self.server_cpu_s += server.api_cpu_s() - its
         stop.set()
@@ -124,17 +116,30 @@ class Level:
         self.peak = max(self.peak, await peak)
 
     def result(self, bench: Bench) -> dict[str, Any]:
-        """Figures of what arrived after the first fifth of each phase; CPU in cores, of the client and the API."""
+        """Figures of what arrived after the first fifth of each phase; CPU in cores, of the client and the API.
+
+        ``busy``: seconds of engine calls per second, in useful work; unlike goodput it does not depend on how fast the machine is.
+        """
         return {
             "factor": self.factor,
             "offered_per_s": self.offered / bench.phase_s / len(self.phases),
             **summary(self.phases, bench.lengths, bench.phase_s / 5, bench.phase_s),
+            "busy": self.worked_s / (0.8 * bench.phase_s * len(self.phases)),
             "health_p99_ms": percentile(self.health, 0.99) * 1000,
             "client_cpu": self.client_cpu_s / self.seconds,
             "server_cpu": self.server_cpu_s / self.seconds,
             "peak_mb": self.peak / 1e6,
             "timeline": [(round(one.ended_at, 2), round(one.latency_s, 3), one.ok) for one in self.phases[0]],
         }
+
+
+async def _worked(server: Server, phase_s: float) -> float:
+    """Seconds of engine calls of the jobs that ended after the first fifth of a phase, and before its end."""
+    await asyncio.sleep(phase_s / 5)
+    before = await asyncio.to_thread(server.get, "/capacity")
+    await asyncio.sleep(phase_s * 4 / 5)
+    after = await asyncio.to_thread(server.get, "/capacity")
+    return float(after["cpu"]["worked_s"] - before["cpu"]["worked_s"])
 
 
 async def _peak(server: Server, stop: asyncio.Event) -> float:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 class CostModel:
     """Prices of jobs and workers, and what becomes of them.
 
-    ``now`` is the wall clock in seconds; it may jump. ``dirty``: something was learned since the owner of this object last
+    ``worked_s``: seconds of engine calls of all jobs since the start. ``now`` is the wall clock in seconds; it may jump. ``dirty``: something was learned since the owner of this object last
     saved :meth:`dump` and cleared the flag.
     """
 
@@ -46,6 +46,7 @@ class CostModel:
         self._workers: dict[Key, Peak] = {}
         self._uploads = Uploads()
         self._jobs = 0
+        self.worked_s = 0.0
         self._byte_history: deque[tuple[float, float]] = deque(maxlen=500)
         self._second_history: deque[tuple[float, float, float]] = deque(maxlen=100)
 
@@ -110,6 +111,7 @@ class CostModel:
         self.dirty = True
         if 0 <= actual_seconds < math.inf:
             seconds = max(actual_seconds, 1e-3)
+            self.worked_s += seconds
             self._second_history.append((self._now(), predicted.seconds, seconds))
             line = remembered(self._seconds, _time_kind(work), lambda: self._unmeasured(work), MAX_KINDS)
             line.observe(prior.job_seconds(work), seconds)

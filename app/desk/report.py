@@ -26,6 +26,7 @@ def capacity(desk: Desk, owner: str, quota: Quota | None = None) -> dict[str, An
             "runners": desk.jobs.limits.parallel,
             "threads_per_runner": desk.settings.thread_count,
             "running": len(desk.jobs.running),
+            "worked_s": round(desk.prices.costs.worked_s, 3),
         },
         "disk": {
             "free_bytes": free_bytes(desk.settings.jobs_dir),
