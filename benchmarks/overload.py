@@ -6,7 +6,8 @@
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-The levels take turns, five times, so that a machine that is slower for a while is slower for all of them. Writes
+The levels take turns, four times, each time after the capacity was measured again, so that a machine that is slower for a
+while is slower for all of them. Writes
 ``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
 
@@ -31,7 +32,7 @@ from benchmarks.serving import Server, serving
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
 QUEUE_S = "3"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
-ROUNDS = 5
+ROUNDS = 4
 FULL_RATE = 6.0
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
@@ -209,6 +210,8 @@ async def run(bench: Bench, into: Path, parts: frozenset[str]) -> None:
 async def _levels(bench: Bench, server: Server) -> list[dict[str, Any]]:
     levels = [Level(factor) for factor in FACTORS]
     for number in range(ROUNDS):
+        bench.capacity = await bench.measure_capacity(server)  # afresh: the machine's speed drifts from minute to minute
+        print(f"capacity {bench.capacity:.2f} jobs/s", flush=True)
         for level in levels:
             await level.run(bench, server, seed=5 + number)
             _print(f"{level.factor:g}x", level.result(bench))
