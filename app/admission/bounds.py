@@ -15,6 +15,8 @@ ACTIVE_S = 600.0
 RECENT_S = 60.0
 MAX_KEYS = 10_000
 LOW = 0.25
+LOW_S = 2.0
+LOW_SHARE = 2 / 3
 SLACK = 0.25
 SHORT_SLACK = 0.5
 SHORT = 5.0
@@ -59,7 +61,7 @@ class Bounds:
         """
         limits = self._limits
         self._places = limits.queued + idle
-        if self._is_within(LOW * limits.queue_s, LOW * self._places, wait_s):
+        if self._is_within(_low(limits.queue_s), LOW * self._places, wait_s):
             return 0.0  # streams must not run dry while room is kept for those who do not come
         due = self._promises.is_due(ask.key, ask.fingerprint) and not self._dominates(ask.key, streams)
         if (due or self._is_below_its_share(ask, streams)) and self._is_within(
@@ -148,6 +150,12 @@ class Bounds:
         self._seen.move_to_end(key)
         while len(self._seen) > MAX_KEYS or now - next(iter(self._seen.values())) > ACTIVE_S:
             self._seen.popitem(last=False)
+
+
+def _low(queue_s: float) -> float:
+    """Seconds of waiting below which everybody may come: a quarter of the line; of a short one so much that what is being
+    received and decoded comes before it has run dry."""
+    return max(LOW * queue_s, min(LOW_S, LOW_SHARE * queue_s))
 
 
 def _stretched(most: float) -> float:
