@@ -6,7 +6,7 @@
 Real servers (demo model, real audio, real ffmpeg) under open-loop Poisson load with log-normal lengths of audio. One run on
 one machine: capacity, then 1, 2, 5 and 10 times as much; the same without control, behind a plain semaphore with an unbounded
 queue, and behind a queue bounded by number; one key flooding beside nine; clients that obey Retry-After; 50 slow uploads.
-The levels take turns, four times, each time after the capacity was measured again, so that a machine that is slower for a
+The levels take turns, three times, each time after the capacity was measured again, so that a machine that is slower for a
 while is slower for all of them. Writes
 ``overload.json`` after each part, and plots at the end; parts of earlier runs into the same folder are kept.
 """
@@ -32,7 +32,7 @@ from benchmarks.serving import Server, serving
 PATIENCE_S = 40.0
 FACTORS = (1.0, 2.0, 5.0, 10.0)
 QUEUE_S = "3"  # short, so that the line is also full now and then at 1x, where arrivals and departures are in balance
-ROUNDS = 4
+ROUNDS = 3
 FULL_RATE = 6.0
 PARTS = ("levels", "obeying", "flood", "uploads", "baselines")
 CONTROL = {"STENOPOOL_MAX_QUEUE_S": QUEUE_S, "STENOPOOL_MAX_QUEUED": "1000"}
@@ -119,7 +119,7 @@ class Level:
     def result(self, bench: Bench) -> dict[str, Any]:
         """Figures of what arrived after the first fifth of each phase; CPU in cores, of the client and the API.
 
-        ``busy``: seconds of engine calls per second, in useful work; unlike goodput it does not depend on how fast the machine is.
+        ``busy``: seconds of engine calls per second, in useful work: unlike goodput, hardly changed by how fast the machine is.
         """
         return {
             "factor": self.factor,
