@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.service import Service
 
 
 def main() -> int:
@@ -21,8 +26,19 @@ def main() -> int:
         print(problem, file=sys.stderr)
         return 2
     setproctitle("stenopool api")
+    services: list[Service] = []
+
+    class Server(uvicorn.Server):
+        """Tells the service at the signal, not only when the last connection is closed."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """SIGTERM or SIGINT."""
+            for service in services:
+                service.drain_soon()
+            super().handle_exit(sig, frame)
+
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, started=services.append),
         host=settings.host,
         port=settings.port,
         log_config=None,
@@ -30,7 +46,7 @@ def main() -> int:
         server_header=False,
         timeout_graceful_shutdown=int(settings.shutdown_grace_s),
     )
-    uvicorn.Server(config).run()
+    Server(config).run()
     return 0
 
 

@@ -11,13 +11,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from app.errors import CapacityError, DiskFull, StenopoolError
+from app.migrations import upgrade
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +70,19 @@ class Database:
         self._reader = self._engine.execution_options(read_only=True)
 
     def create_schema(self) -> None:
-        """Create the tables that are missing, of every module that has been imported by now."""
+        """Make the tables, or bring those of an earlier version up to date.
+
+        Raises:
+            StenopoolError: a later version of this program made them.
+        """
         with self.writing() as db:
-            for table in metadata.sorted_tables:
-                db.execute(CreateTable(table, if_not_exists=True))
-                for index in sorted(table.indexes, key=lambda index: str(index.name)):
-                    db.execute(CreateIndex(index, if_not_exists=True))
+            try:
+                upgrade(db)
+            except CommandError as error:
+                raise StenopoolError(
+                    "The database was made by a later version of this program.",
+                    hint="Run that version, or use another database.",
+                ) from error
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

@@ -47,12 +47,13 @@ class Intake:
         await copy_inside(self._settings.media_dir, wanted, target, reserve_mb=self._settings.disk_reserve_mb)
         return target
 
-    async def decode(self, owner: str, input_file: Path, folder: Path) -> Decoded:
-        """The input as PCM beside it; the input is deleted."""
+    async def decode(self, owner: str, input_file: Path, folder: Path, *, keep: bool = False) -> Decoded:
+        """The input as PCM beside it; the input is deleted, unless it is to be kept for another try."""
         size = (await asyncio.to_thread(input_file.stat)).st_size
         async with self.part(self._desk.media, owner):
             decoded = await decode(input_file, folder / "audio.pcm", self._settings)
-        await asyncio.to_thread(input_file.unlink, missing_ok=True)
+        if not keep:
+            await asyncio.to_thread(input_file.unlink, missing_ok=True)
         self._desk.prices.costs.observe_upload(owner, size, decoded.duration_s)
         return decoded
 

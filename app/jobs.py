@@ -76,7 +76,10 @@ def _names(cls: type) -> list[str]:
 class Job:
     """One piece of work. ``created_at`` and the like are timezone-aware; durations are seconds.
 
-    ``attempts`` counts runs that began: it is raised and committed before the work starts.
+    ``attempts`` counts runs that began: it is raised and committed before the work starts. ``background``: it was acknowledged
+    before its end, so it survives the server; ``source`` says where its audio is then (``{"file": name}`` in its folder, or
+    ``{"url": address}``), ``response_format`` in what form the answer was wanted. ``idempotency_key``: the same request gets
+    this job if it is sent again under it; ``request_hash`` tells whether it is the same. ``webhook_url`` is told of its end.
     """
 
     id: str
@@ -90,6 +93,13 @@ class Job:
     finished_at: datetime | None = None
     error_code: str | None = None
     error_message: str | None = None
+    background: bool = False
+    source: dict[str, str] | None = None
+    response_format: str = "json"
+    idempotency_key: str | None = None
+    request_hash: str | None = None
+    webhook_url: str | None = None
+    webhook_tries: int = 0
 
     def __post_init__(self) -> None:
         for name in ("created_at", "started_at", "finished_at"):

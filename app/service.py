@@ -12,34 +12,34 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import catalogue
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
+from app.background import Background
 from app.desk.desk import Desk
-from app.errors import Cancelled, NotReady, OutOfMemory, StenopoolError, WorkerLost
+from app.errors import InputError, NotReady, by_code
 from app.formats import Transcript
 from app.intake import Intake, Source
 from app.jobs import Job, Status, TranscribeOptions, new_id
 from app.lock import claim
-from app.media.decode import Decoded
 from app.media.download import Downloaded
 from app.media.extract import Extracted, ExtractOptions, extract
-from app.media.paths import free_bytes
+from app.media.paths import free_bytes, remove_tree
 from app.media.process import MB
-from app.pool.handle import WorkerDied
 from app.pool.supervisor import Pool
+from app.retention import Retention
+from app.runs import Progress, Runs
 from app.settings import Settings
 from app.store import AsyncStore
-from app.work import Task, WorkerSetup
+from app.webhooks import Webhooks
+from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.service")
-
-Progress = Callable[[str, float], None]
 
 
 def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipeline") -> WorkerSetup:
@@ -66,14 +66,29 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
     )
 
 
+@dataclass(frozen=True)
+class Repeatable:
+    """A request that may be sent again: under which key, and what it says (a hash)."""
+
+    key: str
+    request_hash: str
+
+
 class Service:
     """Everything behind the routes. ``pool`` runs the engine; ``store`` keeps the rows."""
 
     def __init__(self, settings: Settings, store: AsyncStore, pool: Pool, desk: Desk) -> None:
         self.settings, self.store, self.pool, self.desk = settings, store, pool, desk
         self._intake = Intake(settings, desk)
-        self._stopping = False
+        self.runs = Runs(settings, store, desk, self._intake)
+        self.background = Background(settings, store, desk, self._intake, self.runs)
+        self._retention = Retention(settings, store, self.background.forget)
+        self.webhooks = Webhooks(settings, store, self.background.view)
+        self.background.on_end = self.webhooks.wake
+        self._watching: list[asyncio.Task[None]] = []
+        self._stopping_since: float | None = None
         self._lock: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # -- life
 
@@ -83,6 +98,7 @@ class Service:
         Raises:
             StenopoolError: another running server uses the data folder.
         """
+        self._loop = asyncio.get_running_loop()
         self._lock = claim(self.settings.data_dir)
         for folder in (self.settings.jobs_dir, self.settings.media_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -90,10 +106,13 @@ class Service:
         left = await self.store.run(self.store.sync.interrupt_all)
         if left:
             log.warning("jobs were interrupted by the last stop", extra={"count": len(left)})
-        await asyncio.to_thread(_sweep, self.settings.jobs_dir)
+        acknowledged = await self.background.reclaim()
+        await asyncio.to_thread(_sweep, self.settings.jobs_dir, await self.background.kept())
         await self.desk.start()
         for model in self.warm_models():
             self.pool.warm(model)
+        await self.background.resume(acknowledged)
+        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks)]
 
     def warm_models(self) -> tuple[str, ...]:
         """The models to load at start."""
@@ -103,12 +122,25 @@ class Service:
         return (wanted if catalogue.local_path(wanted, self.settings) else "demo",)
 
     def drain(self) -> None:
-        """Take no new work from now on."""
-        self._stopping = True
+        """Take and start no new work from now on; what runs may end. Background jobs that wait stay in line, on disk."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+            self.desk.drain()
+            self.background.drain()
+
+    def drain_soon(self) -> None:
+        """:meth:`drain`, from a signal handler or another thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.drain)
 
     async def stop(self) -> None:
-        """End everything; what still runs is cut off."""
+        """End everything. Background jobs that run may end within what is left of the grace time, others are cut off."""
         self.drain()
+        assert self._stopping_since is not None
+        await self.background.stop(self.settings.shutdown_grace_s - (time.monotonic() - self._stopping_since))
+        for task in self._watching:
+            task.cancel()
+        await asyncio.gather(*self._watching, return_exceptions=True)
         await self.desk.stop()
         await self.pool.close()
         await self.store.close()
@@ -119,7 +151,7 @@ class Service:
         """Why no work can be taken now; empty where it can."""
         free = free_bytes(self.settings.jobs_dir) if self.settings.jobs_dir.is_dir() else 0
         reasons = {
-            "shutting down": self._stopping,
+            "shutting down": self._stopping_since is not None,
             "no worker is ready yet": not self.pool.ready,
             "too little free disk": free < self.settings.disk_reserve_mb * MB,
             "the queue is full": self.desk.jobs.is_full,
@@ -135,25 +167,27 @@ class Service:
         Raises:
             StenopoolError: the caller must go away, or come back later.
         """
-        if self._stopping:
+        if self._stopping_since is not None:
             raise NotReady("The server is shutting down.", retry_after_s=5)
         ticket = self.desk.enter(controller, ask, upload_bytes)
         try:
             yield ticket
         finally:
-            self.desk.release(controller, ticket)
+            if not ticket.stays:
+                self.desk.release(controller, ticket)
 
     # -- use cases
 
     @asynccontextmanager
-    async def folder(self) -> AsyncIterator[Path]:
-        """A private folder that is gone at the end."""
+    async def folder(self, ticket: Ticket | None = None) -> AsyncIterator[Path]:
+        """A private folder that is gone at the end, unless ``ticket`` stays."""
         path = self.settings.jobs_dir / new_id()
         path.mkdir(0o700)  # not in a thread: a cancelled caller would leave behind what the thread still makes
         try:
             yield path
         finally:
-            await asyncio.shield(asyncio.to_thread(shutil.rmtree, path, True))
+            if ticket is None or not ticket.stays:
+                await asyncio.shield(asyncio.to_thread(remove_tree, path))
 
     async def transcribe(
         self,
@@ -172,22 +206,59 @@ class Service:
         job = Job(folder.name, owner, options, self.store.sync.now())
         try:
             await self.store.run(self.store.sync.add, job)  # inside: a cancelled caller does not know whether it took place
-            self._settle(ticket, options, ticket.audio_s)  # the model may stand in the form
-            input_file = await self._intake.fetch(owner, folder, source)
-            decoded = await self._intake.decode(owner, input_file, folder)
-            await self.store.run(self.store.sync.set_duration, job.id, decoded.duration_s)
-            self._settle(ticket, options, decoded.duration_s)
-            self.desk.disk.resize(ticket.name, 0)  # it is on the disk now
-            return await self._attempts(job, folder, decoded, ticket, progress)
+            result = await self.runs.run(job, folder, source, ticket, progress)
         except asyncio.CancelledError:
             await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
             raise
-        except StenopoolError as error:
-            await asyncio.shield(self.store.run(self.store.sync.fail, job.id, error))
-            raise
-        except Exception:
-            await asyncio.shield(self.store.run(self.store.sync.fail, job.id, StenopoolError()))
-            raise
+        return await read_result(result)
+
+    async def accept(
+        self,
+        owner: str,
+        folder: Path,
+        source: Source,
+        options: TranscribeOptions,
+        ticket: Ticket,
+        response_format: str,
+        repeatable: Repeatable | None = None,
+        webhook_url: str | None = None,
+    ) -> Job:
+        """Take a transcription over that goes on without its caller; or the job of the same request, if that came first.
+
+        Raises:
+            StenopoolError: it was not taken over.
+        """
+        self.runs.settle(ticket, options, ticket.audio_s)  # the model may stand in the form
+        if webhook_url is not None:
+            await self.webhooks.check(webhook_url)
+        now = self.store.sync.now()
+        job = Job(folder.name, owner, options, now, response_format=response_format, webhook_url=webhook_url)
+        if repeatable is None:
+            return await self.background.accept(job, folder, source, ticket)
+        job = replace(job, idempotency_key=repeatable.key, request_hash=repeatable.request_hash)
+        try:
+            return await self.background.accept(job, folder, source, ticket)
+        except ValueError:  # both came at the same time
+            if (first := await self.first(owner, repeatable)) is None:
+                raise
+            return first
+
+    async def first(self, owner: str, repeatable: Repeatable) -> Job | None:
+        """The job of the same request, if it came before; not one that was cancelled, or failed for a passing reason.
+
+        Raises:
+            InputError: another request came under this key.
+        """
+        job = await self.store.run(self.store.sync.by_key, owner, repeatable.key)
+        if job is None:
+            return None
+        if job.request_hash != repeatable.request_hash:
+            raise InputError("Another request was sent with this key before.", param="Idempotency-Key")
+        failed_for_now = job.status is Status.FAILED and by_code(job.error_code or "", "").retryable
+        if job.status is Status.CANCELLED or failed_for_now:
+            await self.background.forget(job.id)
+            return None
+        return job
 
     async def extract_audio(
         self, owner: str, folder: Path, source: Source, options: ExtractOptions, ticket: Ticket
@@ -205,75 +276,15 @@ class Service:
         await asyncio.to_thread(shutil.move, found.path, target)  # a rename, or a copy to another file system
         return media_path, found
 
-    # -- steps
 
-    def _settle(self, ticket: Ticket, options: TranscribeOptions, audio_s: float) -> None:
-        asked, ask = ticket.ask, self.desk.prices.transcription(ticket.key, options, audio_s)
-        ask = replace(ask, within_s=asked.within_s, fingerprint=asked.fingerprint, quota=asked.quota)
-        self.desk.jobs.settle(ticket, ask)
-
-    async def _attempts(
-        self, job: Job, folder: Path, decoded: Decoded, ticket: Ticket, progress: Progress | None
-    ) -> Transcript:
-        """Try until it works, fails, or has ended its worker ``max_deaths`` times.
-
-        After the first death the job runs in a worker of its own, so that it is clear who is to blame; a death that
-        others may have caused is not counted.
-        """
-        timeout_s = self.settings.job_timeout_s + self.settings.job_timeout_factor * decoded.duration_s
-        line_s = self.settings.queue_timeout_s
-        deaths, of_memory = 0, False
-        while deaths < self.settings.max_deaths:
-            waited_s = time.monotonic() - ticket.entered_at
-            slot = await self.desk.turn(self.desk.jobs, ticket, line_s if ticket.solo else max(0.0, line_s - waited_s))
-            assert slot is not None
-            with slot:
-                started = await self.store.run(self.store.sync.start, job.id)
-                if started is None:
-                    raise Cancelled("The job was cancelled.")
-                result, batch = folder / f"result-{started.attempts}.json", self.desk.batch_size(job.options.model)
-                path = str(decoded.path)
-                task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch)
-                try:
-                    measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
-                    self.desk.prices.learn_job(job.options, decoded.duration_s, measured)
-                    return await self._finish(job.id, started.attempts, result)
-                except WorkerDied as death:
-                    deaths += death.alone
-                    of_memory = await self._died(job, death)
-                    await self.store.run(self.store.sync.requeue, job.id, started.attempts, charge=death.alone)
-            self.desk.again(ticket)
-        kind = OutOfMemory if of_memory else WorkerLost
-        raise kind(
-            f"This audio ended its worker process {deaths} times.",
-            hint=None if of_memory else "The audio is damaged or too large; try another encoding.",
-        )
-
-    def _watched(self, ticket: Ticket, options: TranscribeOptions, progress: Progress | None) -> Progress:
-        """Tells the desk how far the job is, where that says how long it will take (alignment comes on top)."""
-
-        def report(stage: str, fraction: float) -> None:
-            if stage == "transcribe" and not options.word_timestamps:
-                self.desk.jobs.progressed(ticket, fraction)
-            if progress is not None:
-                progress(stage, fraction)
-
-        return report
-
-    async def _died(self, job: Job, death: WorkerDied) -> bool:
-        """Whether it was for lack of memory; the next such job is billed more then."""
-        of_memory = await self.desk.died_of_memory()
-        if of_memory and death.alone:
-            self.desk.prices.learn_death(job.options.model)
-        return of_memory
-
-    async def _finish(self, job_id: str, attempt: int, result: Path) -> Transcript:
-        transcript = Transcript.from_dict(json.loads(await asyncio.to_thread(result.read_bytes)))
-        if not await self.store.run(self.store.sync.finish, job_id, attempt, Status.SUCCEEDED):
-            raise Cancelled("The job was cancelled.")
-        return transcript
+async def read_result(path: Path) -> Transcript:
+    """A result file as the transcript it holds."""
+    return Transcript.from_dict(json.loads(await asyncio.to_thread(path.read_bytes)))
 
 
-def _sweep(jobs_dir: Path) -> None:
+def _sweep(jobs_dir: Path, kept: dict[str, str]) -> None:
+    """Delete what the last boot left behind, but for the folders in ``kept``; where that names a file, all but this file."""
     for leftover in jobs_dir.iterdir():
-        shutil.rmtree(leftover, ignore_errors=True)
+        name = kept.get(leftover.name)
+        if name is None or name:
+            remove_tree(leftover, name or "")

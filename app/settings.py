@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import os
 from functools import cached_property
@@ -53,6 +54,13 @@ class Settings(BaseSettings):
     # -- the model
     model_size: str = _own("MODEL_SIZE", "tiny", "Model that is used where a request names none.")
     warm_models: Names = _own("WARM_MODELS", (), "Models to load at start. Default: MODEL_SIZE if on disk, else demo.")
+    result_ttl_s: float = _own("RESULT_TTL_S", 604800.0, "Seconds that ended jobs and results of async ones are kept.", gt=0)
+    webhook_secret: SecretStr | None = _own(
+        "WEBHOOK_SECRET", None, "Signs webhooks: whsec_ and base64 of 24 to 64 random bytes."
+    )
+    webhook_timeout_s: float = _own("WEBHOOK_TIMEOUT_S", 15.0, "Seconds that the receiver of a webhook may take.", gt=0, le=60)
+    results_mb: int = _own("RESULTS_MB", 1024, "Disk for results of async jobs, in MB; beyond it the oldest go.", ge=1)
+
     offline: bool = _own("OFFLINE", False, "Never fetch a model from the hub.")
     device: Literal["auto", "cpu", "cuda"] = _own("DEVICE", "auto", "Device of speech recognition.")
     align_device: Literal["auto", "cpu", "cuda", "mps"] = _own("ALIGN_DEVICE", "auto", "Device of word alignment.")
@@ -122,6 +130,17 @@ class Settings(BaseSettings):
         "yt-dlp extractors that may be used. The generic one never is.",
     )
     ffmpeg: Path | None = _own("FFMPEG", None, "ffmpeg binary. Default: the one of the imageio-ffmpeg wheel.")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _decodable(cls, value: SecretStr | None) -> SecretStr | None:
+        try:
+            plain = value.get_secret_value().removeprefix("whsec_") if value else ""
+            if value and not 24 <= len(base64.b64decode(plain, validate=True)) <= 64:
+                raise ValueError
+        except ValueError:
+            raise ValueError("must be whsec_ and base64 of 24 to 64 bytes") from None
+        return value
 
     @field_validator("warm_models", "extractors", "url_ports", mode="before")
     @classmethod

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import (
     JSON,
+    Boolean,
     Column,
     ColumnElement,
     Connection,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     Text,
     and_,
     delete,
+    false,
     func,
     insert,
     or_,
@@ -57,8 +59,19 @@ jobs = Table(
     Column("finished_at", UtcDateTime),
     Column("error_code", String(64)),
     Column("error_message", Text),
+    Column("background", Boolean, nullable=False, server_default=false()),
+    Column("source", JSON(none_as_null=True)),
+    Column("response_format", String(16), nullable=False, server_default="json"),
+    Column("idempotency_key", String(255)),
+    Column("request_hash", String(64)),
+    Column("webhook_url", String(2048)),
+    Column("webhook_tries", Integer, nullable=False, server_default="0"),
+    Column("webhook_at", UtcDateTime),
+    Column("webhook_done", Boolean, nullable=False, server_default=false()),
     Index("jobs_by_owner", "owner", "created_at"),
     Index("jobs_by_status", "status"),
+    Index("jobs_by_idempotency_key", "owner", "idempotency_key", unique=True),
+    Index("jobs_by_webhook", "webhook_done", "webhook_at"),
 )
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -73,7 +86,7 @@ class Store(Database):
         """Keep a new job.
 
         Raises:
-            ValueError: the id is taken.
+            ValueError: the id, or the owner's idempotency key, is taken.
         """
         values = {field.name: getattr(job, field.name) for field in fields(job)}
         with self.writing() as db:
@@ -84,6 +97,13 @@ class Store(Database):
         with self.reading() as db:
             job = _one(db, job_id)
         return None if job is None or owner not in (None, job.owner) else job
+
+    def by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that ``owner`` handed in under this key."""
+        query = select(*_JOB_COLUMNS).where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+        with self.reading() as db:
+            row = db.execute(query).mappings().one_or_none()
+        return None if row is None else _job(row)
 
     def start(self, job_id: str) -> Job | None:
         """Begin the next attempt of a queued job; None where it is not queued (any more)."""
@@ -110,6 +130,10 @@ class Store(Database):
         """End a job that has not ended yet."""
         return self._move(job_id, Status.CANCELLED, **_ending(self.now())) is not None
 
+    def hand_back(self, job_id: str) -> bool:
+        """Put a running job back in line without charge, whichever attempt it is: the server stops, and not for its sake."""
+        return self._move(job_id, Status.QUEUED, started_at=None, forgiven=jobs.c.forgiven + 1) is not None
+
     def charged(self, job_id: str) -> int:
         """How many attempts count against the job: all but those that were requeued without charge."""
         with self.reading() as db:
@@ -123,19 +147,71 @@ class Store(Database):
         message: str = "The server was restarted before this job had ended.",
         statuses: tuple[Status, ...] = (Status.QUEUED, Status.RUNNING),
     ) -> Jobs:
-        """Fail what the last boot left behind, and say what that was (with its new state). Call before any work starts."""
-        left = jobs.c.status.in_([status.value for status in statuses if not status.final])
+        """Fail what the last boot left behind, and say what that was (with its new state). Call before any work starts.
+
+        Background jobs are not failed: :meth:`recover` is for them.
+        """
+        left = and_(~jobs.c.background, jobs.c.status.in_([status.value for status in statuses if not status.final]))
         with self.writing() as db:
             ids = list(db.execute(select(jobs.c.id).where(left).order_by(jobs.c.created_at).with_for_update()).scalars())
             db.execute(update(jobs).where(left).values(status=Status.FAILED.value, **_ending(self.now(), code, message)))
             return [job for job in (_one(db, job_id) for job_id in ids) if job is not None]
+
+    def recover(self, max_attempts: int) -> Jobs:
+        """Put the background jobs of the last boot back in line, and give all that wait, oldest first.
+
+        Their last attempt counts against them: it may be what ended the server. Those that have had ``max_attempts`` fail.
+        """
+        running = and_(jobs.c.background, jobs.c.status == Status.RUNNING.value)
+        failed = _ending(self.now(), "worker_lost", "The server ended each time while this job ran.")
+        waiting = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status == Status.QUEUED.value)
+        with self.writing() as db:
+            used_up = and_(running, jobs.c.attempts - jobs.c.forgiven >= max_attempts)
+            db.execute(update(jobs).where(used_up).values(status=Status.FAILED.value, **failed))
+            db.execute(update(jobs).where(running).values(status=Status.QUEUED.value, started_at=None))
+            return [_job(row) for row in db.execute(waiting.order_by(jobs.c.created_at, jobs.c.id)).mappings()]
+
+    def of_background(self) -> Jobs:
+        """Background jobs whose folder is needed: those that have not ended, and those that have a result."""
+        needed = [status.value for status in Status if not status.final or status is Status.SUCCEEDED]
+        with self.reading() as db:
+            query = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status.in_(needed))
+            return [_job(row) for row in db.execute(query).mappings()]
+
+    def webhooks_due(self, limit: int) -> Jobs:
+        """Jobs that have ended and whose callers are to be told now."""
+        ended = jobs.c.status.in_([status.value for status in Status if status.final])
+        due = or_(jobs.c.webhook_at.is_(None), jobs.c.webhook_at <= self.now())
+        query = select(*_JOB_COLUMNS).where(jobs.c.webhook_url.is_not(None), ~jobs.c.webhook_done, ended, due)
+        with self.reading() as db:
+            return [_job(row) for row in db.execute(query.order_by(jobs.c.finished_at).limit(limit)).mappings()]
+
+    def webhook_tried(self, job_id: str, again: timedelta | None) -> None:
+        """A caller was told, or will be told again so much later (None: nothing more is to be done)."""
+        values = {"webhook_tries": jobs.c.webhook_tries + 1, "webhook_done": again is None}
+        at = None if again is None else self.now() + again
+        with self.writing() as db:
+            db.execute(update(jobs).where(jobs.c.id == job_id).values(**values, webhook_at=at))
+
+    def ended_before(self, moment: datetime, limit: int = 500) -> Jobs:
+        """Jobs that ended before ``moment``, oldest first."""
+        query = select(*_JOB_COLUMNS).where(jobs.c.finished_at < moment).order_by(jobs.c.finished_at).limit(limit)
+        with self.reading() as db:
+            return [_job(row) for row in db.execute(query).mappings()]
 
     def set_duration(self, job_id: str, seconds: float) -> bool:
         """Note the length of the audio, in seconds."""
         with self.writing() as db:
             return db.execute(update(jobs).where(jobs.c.id == job_id).values(duration_s=seconds)).rowcount == 1
 
-    def list(self, owner: str | None, status: Status | None = None, limit: int = 100, after: str | None = None) -> Jobs:
+    def list(
+        self,
+        owner: str | None,
+        status: Status | None = None,
+        limit: int = 100,
+        after: str | None = None,
+        background: bool | None = None,
+    ) -> Jobs:
         """At most ``limit`` jobs of ``owner`` (None: anyone's), newest first, from the one behind job ``after`` on.
 
         The page behind a job that is not there is empty.
@@ -148,6 +224,8 @@ class Store(Database):
             query = query.where(jobs.c.owner == owner)
         if status is not None:
             query = query.where(jobs.c.status == status.value)
+        if background is not None:
+            query = query.where(jobs.c.background == background)
         with self.reading() as db:
             return [_job(row) for row in db.execute(query).mappings()]
 

@@ -25,7 +25,7 @@ def _levels(results: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     left.plot(factors, [row["goodput_jobs_per_s"] for row in levels], "o-", label="right answers")
     left.plot(factors, [row["offered_per_s"] for row in levels], ":", color="grey", label="offered")
-    left.axhline(results["capacity_jobs_per_s"], ls="--", color="grey", lw=1, label="closed-loop capacity")
+    left.axhline(results["capacity_jobs_per_s"], ls="--", color="grey", lw=1, label="capacity")
     left.set(xlabel="load / capacity", ylabel="jobs per second", title="Goodput", xscale="log", yscale="log")
     left.legend()
     for name, style in (("p50_s", "s--"), ("p99_s", "o-")):

@@ -34,8 +34,8 @@ T = TypeVar("T")
 class CostModel:
     """Prices of jobs and workers, and what becomes of them.
 
-    ``worked_s``: seconds of engine calls of all jobs since the start. ``now`` is the wall clock in seconds; it may jump. ``dirty``: something was learned since the owner of this object last
-    saved :meth:`dump` and cleared the flag.
+    ``worked_s``: seconds of engine calls of all jobs since the start. ``now`` is the wall clock in seconds; it may jump.
+    ``dirty``: something was learned since the owner of this object last saved :meth:`dump` and cleared the flag.
     """
 
     def __init__(self, now: Callable[[], float]) -> None:

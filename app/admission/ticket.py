@@ -77,7 +77,10 @@ OnTurn = Callable[[Any, StenopoolError | None], None]
 
 @dataclass(eq=False)
 class Ticket:
-    """One request inside. Times are monotonic seconds; ``seconds``, ``bytes`` and ``audio_s`` follow what is known."""
+    """One request inside. Times are monotonic seconds; ``seconds``, ``bytes`` and ``audio_s`` follow what is known.
+
+    ``stays``: its work goes on without the caller, and somebody else will release it.
+    """
 
     ask: Ask
     name: str
@@ -91,6 +94,7 @@ class Ticket:
     blocked_since: float | None = None
     solo: bool = False
     charged: float = 0.0
+    stays: bool = False
     on_turn: OnTurn | None = field(default=None, repr=False)
 
     @property

@@ -77,6 +77,11 @@ class Turns:
         for ticket in [one for one in self.inside if one.ask.lane == lane and one.phase is Phase.WAITING]:
             self._tell(ticket, error)
 
+    def send_away(self, ticket: Ticket, error: StenopoolError) -> None:
+        """Somebody who waits will not get a turn."""
+        if ticket.phase is Phase.WAITING:
+            self._tell(ticket, error)
+
     def pump(self) -> None:
         """Start whatever may start. To be called when anything was released, loaded, or has died."""
         self._wanted = True

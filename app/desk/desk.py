@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections.abc import Callable
@@ -18,9 +19,9 @@ from app.admission.controller import Controller
 from app.admission.ledger import Ledger
 from app.admission.memory import MemoryProbe, Reading, usable
 from app.admission.pressure import Ladder, Step
-from app.admission.ticket import Ask, Count, Limits, Ticket
+from app.admission.ticket import Ask, Count, Limits, Phase, Ticket
 from app.desk.prices import MEDIA_BYTES, Prices
-from app.errors import DiskFull, QueueTimeout, StenopoolError
+from app.errors import DiskFull, NotReady, QueueTimeout, StenopoolError
 from app.measurements import Measurements
 from app.media.paths import free_bytes
 from app.media.process import MB as DISK_MB
@@ -83,6 +84,7 @@ class Desk:
         self._ledger.take("base", min(BASE_BYTES, self._ledger.budget))
         self._set_budget()  # again: now what the server itself holds is known
         self._watching: asyncio.Task[None] | None = None
+        self._draining = False
         pool.desk = self
 
     def _at_once(self) -> int:
@@ -152,6 +154,12 @@ class Desk:
             await asyncio.gather(self._watching, return_exceptions=True)
             await self._save()
 
+    def drain(self) -> None:
+        """Start no transcription any more; those who wait for one while their caller waits for them are sent away."""
+        self._draining = self.jobs.paused = True
+        for ticket in [one for one in self.jobs.inside if one.phase is Phase.WAITING and not one.stays]:
+            self.jobs.send_away(ticket, _stopping())
+
     async def _watch(self) -> None:
         saved_at = self._now()
         while True:
@@ -180,7 +188,7 @@ class Desk:
         self.step = self.ladder.observe(used, reading.swap_used, self.prices.costs.slowdown, reading.pressure)
         low = self.step >= Step.STOP_STARTING
         for controller in self.controllers:
-            controller.paused = low
+            controller.paused = low or (self._draining and controller is self.jobs)
             controller.closed_because = refusals.memory_low(used) if low else None
         if self.step >= Step.SHED_NEWEST:
             self.pool.shed_newest()
@@ -238,6 +246,8 @@ class Desk:
             QueueTimeout: its turn did not come within ``timeout_s`` seconds.
             StenopoolError: it never will.
         """
+        if self._draining and controller is self.jobs and not ticket.stays:
+            raise _stopping()
         seat: asyncio.Future[Slot | None] = asyncio.get_running_loop().create_future()
 
         def on_turn(given: Slot | None, error: StenopoolError | None) -> None:
@@ -249,7 +259,7 @@ class Desk:
         controller.wait(ticket, on_turn)
         try:
             # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
-            if not (await asyncio.wait({seat}, timeout=timeout_s))[0]:
+            if not (await asyncio.wait({seat}, timeout=None if timeout_s == math.inf else timeout_s))[0]:
                 raise QueueTimeout("The request waited in line for too long.")
             return seat.result()
         except BaseException:
@@ -274,3 +284,7 @@ class Desk:
         batches = self.prices.batches(model)
         size = batches.windows // batches.calls
         return max(1, size // 2) if self.step >= Step.SMALLER_BATCHES else size
+
+
+def _stopping() -> NotReady:
+    return NotReady("The server is shutting down.", retry_after_s=5)

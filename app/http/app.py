@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from app.desk.desk import Desk
 from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
-from app.http import capacity, routes
+from app.http import capacity, jobs, routes
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
 from app.measurements import Measurements
@@ -51,8 +51,12 @@ def build_service(settings: Settings, engine: str = ENGINE, preload: tuple[str, 
     return Service(settings, AsyncStore(store), pool, desk)
 
 
-def create_app(settings: Settings, build: Callable[[Settings], Service] = build_service) -> ASGIApp:
-    """The ASGI application. ``build`` is called when the server starts, inside its event loop."""
+def create_app(
+    settings: Settings,
+    build: Callable[[Settings], Service] = build_service,
+    started: Callable[[Service], None] = lambda service: None,
+) -> ASGIApp:
+    """The ASGI application. ``build`` is called when the server starts, inside its event loop, and ``started`` once it has."""
     ring: list[KeyRing] = []
 
     @asynccontextmanager
@@ -62,6 +66,7 @@ def create_app(settings: Settings, build: Callable[[Settings], Service] = build_
         ring[:] = [KeyRing(service.store.sync, settings.configured_keys)]
         try:
             await service.start()
+            started(service)
             yield
         finally:
             await service.stop()
@@ -75,6 +80,7 @@ def create_app(settings: Settings, build: Callable[[Settings], Service] = build_
     )
     app.include_router(routes.router)
     app.include_router(capacity.router)
+    app.include_router(jobs.router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)

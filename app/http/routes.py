@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -18,8 +19,10 @@ from app.admission.ticket import Ask, Ticket
 from app.errors import Cancelled, DeadlineExceeded, InputError
 from app.formats import render
 from app.http import schemas
-from app.http.asking import media_ask, transcription_ask, upload_bytes
+from app.http.asking import media_ask, patience, repeatable, responds_async, transcription_ask, upload_bytes
 from app.http.body import Body, read_body
+from app.http.jobs import answer
+from app.jobs import Job
 from app.service import Service
 
 T = TypeVar("T")
@@ -45,7 +48,7 @@ async def _intake(request: Request, controller: Controller, ask: Ask) -> AsyncIt
     try:
         with service.admitted(controller, ask, upload_bytes(request)) as ticket:
             headers.update(controller.quotas.headers(ask.key, ask.quota))
-            async with service.folder() as folder:
+            async with service.folder(ticket) as folder:
                 yield folder, await read_body(request, folder, service.settings.disk_reserve_mb), ticket
             if ask.within_s is not None:
                 headers["preference-applied"] = f"wait={ask.within_s:g}"
@@ -54,15 +57,20 @@ async def _intake(request: Request, controller: Controller, ask: Ask) -> AsyncIt
         headers.update(controller.quotas.headers(ask.key, ask.quota))
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], ticket: Ticket) -> T:
-    """The result of ``work``, which is cancelled as soon as the client hangs up or has waited for as long as it wanted to.
+async def _in_time(request: Request, work: Coroutine[Any, Any, T], ticket: Ticket) -> T:
+    """The result of ``work``, if it is ready in the time that the caller is going to wait."""
+    within_s = ticket.ask.within_s
+    left_s = None if within_s is None else max(0.0, within_s - (time.monotonic() - ticket.entered_at))
+    return await _unless_gone(request, work, left_s)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T], left_s: float | None) -> T:
+    """The result of ``work``, which is cancelled as soon as the client hangs up, or after ``left_s`` seconds.
 
     The body must have been read.
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_disconnect(request))
-    within_s = ticket.ask.within_s
-    left_s = None if within_s is None else max(0.0, within_s - (time.monotonic() - ticket.entered_at))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED, timeout=left_s)
         if not task.done() and not gone.done():
@@ -85,18 +93,43 @@ async def _disconnect(request: Request) -> None:
 async def transcribe(request: Request) -> Response:
     """Transcribe a file, a path in the media folder, or what an address leads to; the answer is the transcript.
 
-    Options go into the query or into the form. A body that is no form is taken as the file itself.
+    Options go into the query or into the form. A body that is no form is taken as the file itself. With ``wait=false`` or
+    ``Prefer: respond-async`` the answer is 202 as soon as the job is safe on disk; ``GET /transcribe/{job_id}`` has the rest.
     """
     service = _service(request)
     default = service.settings.model_size
-    asked = schemas.parse(schemas.TranscribeParams, dict(request.query_params)).options(default)  # before the upload
+    early = schemas.parse(schemas.TranscribeParams, dict(request.query_params))  # before the upload
+    asked = early.options(default)
+    again = repeatable(request)
+    if again is not None and (first := await service.first(_owner(request), again)) is not None:
+        return await _taken_over(request, first, waits=early.wait and not responds_async(request))
     async with _intake(request, service.desk.jobs, transcription_ask(request, asked)) as (folder, body, ticket):
         params = schemas.parse(schemas.TranscribeParams, body.fields)
-        source = schemas.source_of(params, body.file)
-        work = service.transcribe(_owner(request), folder, source, params.options(default), ticket)
-        transcript = await _unless_gone(request, work, ticket)
+        source, options = schemas.source_of(params, body.file), params.options(default)
+        if again is not None or responds_async(request) or not params.wait:
+            form, url = params.response_format, params.webhook_url
+            job = await service.accept(_owner(request), folder, source, options, ticket, form, again, url)
+            return await _taken_over(request, job, waits=params.wait and not responds_async(request))
+        if params.webhook_url:
+            raise InputError("A webhook is for async jobs: send wait=false too.", param="webhook_url")
+        transcript = await _in_time(request, service.transcribe(_owner(request), folder, source, options, ticket), ticket)
     rendered = await asyncio.to_thread(render, transcript, params.response_format, words=params.word_timestamps)
     return Response(rendered.body, media_type=rendered.media_type)
+
+
+async def _taken_over(request: Request, job: Job, *, waits: bool) -> Response:
+    """The answer to a job that goes on by itself: 202, or its result if that is ready before the caller's patience ends.
+
+    The body must have been read, or never be.
+    """
+    service = _service(request)
+    left_s = patience(request)
+    if waits or left_s is not None:
+        with contextlib.suppress(DeadlineExceeded):
+            await _unless_gone(request, service.background.wait(job.id), left_s)
+    if not waits:
+        request.state.headers["preference-applied"] = "respond-async"
+    return await answer(service, await service.background.get(job.id, _owner(request)))
 
 
 @router.post("/extract-audio", openapi_extra=schemas.openapi_body(schemas.ExtractParams, file=True), tags=["media"])
@@ -109,7 +142,7 @@ async def extract_audio(request: Request) -> Response:
         params = schemas.parse(schemas.ExtractParams, body.fields)
         source = schemas.source_of(params, body.file)
         work = service.extract_audio(_owner(request), folder, source, params.options(), ticket)
-        path, made = await _unless_gone(request, work, ticket)
+        path, made = await _in_time(request, work, ticket)
     return JSONResponse(
         {
             "audio_file": path,
@@ -131,7 +164,7 @@ async def download(request: Request) -> Response:
         params = schemas.parse(schemas.DownloadParams, body.fields)
         if body.file:
             raise InputError("This route takes a url, not a file.", param="file")
-        path, found = await _unless_gone(request, service.download(_owner(request), folder, params.url, ticket), ticket)
+        path, found = await _in_time(request, service.download(_owner(request), folder, params.url, ticket), ticket)
     return JSONResponse(
         {
             "audio_file": path,

@@ -110,6 +110,29 @@ class _Options(BaseModel):
 class TranscribeParams(_Input, _Options):
     """Options of ``POST /transcribe``."""
 
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Is sent the status when an async job has ended, signed (Standard Webhooks)."
+    )
+    wait: bool = Field(True, description="false: answer at once with 202 and a job_id, as with Prefer: respond-async.")
+
+
+class ResultParams(BaseModel):
+    """Options of ``GET /transcribe/{job_id}``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    response_format: ResponseFormat | None = Field(None, description="Form of the answer; as first asked for when absent.")
+
+
+class JobsParams(BaseModel):
+    """Options of ``GET /jobs``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = Field(None, description="Only these.")
+    limit: int = Field(50, ge=1, le=200, description="Jobs on a page.")
+    after: str | None = Field(None, max_length=64, description="The job_id behind which the page begins.")
+
 
 class EstimateParams(_Options):
     """Options of ``POST /estimate``: those of ``/transcribe``, and a length instead of audio."""

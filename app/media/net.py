@@ -62,6 +62,31 @@ async def fetch(url: str, dst: Path, policy: Policy) -> Fetched:
         raise
 
 
+async def post(url: str, body: bytes, headers: dict[str, str], policy: Policy) -> int:
+    """Send JSON to ``url``; the status of the answer, whose body is not read. Redirects are not followed.
+
+    Raises:
+        UrlRefused: the policy forbids the URL.
+        DownloadFailed: the remote side failed, stalled or took too long.
+    """
+    try:
+        return await asyncio.wait_for(_post(url, body, headers, policy), policy.timeout_s)
+    except asyncio.TimeoutError as error:
+        raise DownloadFailed("The remote server was too slow.", param="url") from error
+    except (OSError, EOFError, h11.RemoteProtocolError, h11.LocalProtocolError) as error:
+        raise DownloadFailed("The connection to the remote server failed.", param="url") from error
+
+
+async def _post(url: str, body: bytes, headers: dict[str, str], policy: Policy) -> int:
+    target = check_url(url, policy)
+    reader, writer = await _connect(target, await resolve(target, policy), policy)
+    try:
+        sent = {**headers, "Content-Type": "application/json", "Content-Length": str(len(body))}
+        return (await _Exchange(reader, writer, policy).ask(target, sent, body)).status_code
+    finally:
+        writer.transport.abort()
+
+
 async def _follow(url: str, dst: Path, policy: Policy) -> Fetched:
     for _ in range(policy.max_redirects + 1):
         target = check_url(url, policy)
@@ -114,16 +139,19 @@ class _Exchange:
         self._wire = h11.Connection(h11.CLIENT)
         self.policy = policy
 
-    async def ask(self, target: Target) -> h11.Response:
+    async def ask(self, target: Target, more: dict[str, str] | None = None, body: bytes = b"") -> h11.Response:
+        """GET, or POST where there is a body."""
         headers = [
             (b"Host", authority(target).encode()),
             (b"User-Agent", _AGENT),
             (b"Accept", b"audio/*, video/*, application/octet-stream, */*;q=0.5"),
             (b"Accept-Encoding", b"identity"),
             (b"Connection", b"close"),
+            *((name.encode(), value.encode()) for name, value in (more or {}).items()),
         ]
-        request = h11.Request(method=b"GET", target=target.path.encode(), headers=headers)
-        self._writer.write(self._wire.send(request) + self._wire.send(h11.EndOfMessage()))
+        request = h11.Request(method=b"POST" if body else b"GET", target=target.path.encode(), headers=headers)
+        events = [request, *([h11.Data(data=body)] if body else []), h11.EndOfMessage()]
+        self._writer.write(b"".join(self._wire.send(event) or b"" for event in events))
         while True:
             event = await self.next()
             if isinstance(event, h11.Response):

@@ -79,6 +79,18 @@ def safe_title(title: str | None, default: str = "audio") -> str:
     return " ".join(kept.split())[:_MAX_TITLE].strip(" .") or default
 
 
+def remove_tree(folder: Path, keep: str = "") -> None:
+    """Delete a folder; or all that is in it but the file ``keep``. What is not there, or goes meanwhile, is no error."""
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    for path in folder.glob("*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != keep:
+            path.unlink(missing_ok=True)
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written to the disk of ``folder``."""
     return shutil.disk_usage(folder).free

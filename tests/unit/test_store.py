@@ -44,6 +44,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     if OTHER_URL:
         with opened.writing() as db:
             metadata.drop_all(db)
+            db.execute(text("DROP TABLE IF EXISTS alembic_version"))
     opened.close()
 
 
@@ -183,6 +184,61 @@ def test_a_restart_may_leave_the_queue_alone(store: Store, running: Job) -> None
     left = store.interrupt_all(code="worker_lost", message="Gone.", statuses=(Status.RUNNING, Status.SUCCEEDED))
     assert [(one.id, one.error_code, one.error_message) for one in left] == [(running.id, "worker_lost", "Gone.")]
     assert store.get(waiting.id) == waiting
+
+
+def test_a_restart_puts_background_jobs_back_in_line_oldest_first_and_leaves_the_others_alone(store: Store) -> None:
+    jobs = [job(background=True, created_at=START + timedelta(seconds=n), source={"file": "upload"}) for n in (2, 1, 3)]
+    for one in [*jobs, job(id="sync")]:
+        store.add(one)
+    store.start(jobs[0].id)
+    store.start("sync")
+    assert [one.id for one in store.interrupt_all()] == ["sync"]
+    left = store.recover(3)
+    assert [one.id for one in left] == [jobs[1].id, jobs[0].id, jobs[2].id]
+    assert [(one.status, one.attempts) for one in left] == [(Status.QUEUED, 0), (Status.QUEUED, 1), (Status.QUEUED, 0)]
+    assert left[1].source == {"file": "upload"}
+    assert store.recover(3) == left
+
+
+def test_a_background_job_that_ran_at_every_end_of_the_server_is_given_up(store: Store) -> None:
+    added = job(background=True)
+    store.add(added)
+    for _ in range(2):
+        store.start(added.id)
+        assert [one.id for one in store.recover(3)] == [added.id]
+    store.start(added.id)
+    assert store.recover(3) == []
+    ended = store.get(added.id)
+    assert ended is not None
+    assert (ended.status, ended.error_code, ended.attempts) == (Status.FAILED, "worker_lost", 3)
+
+
+def test_a_job_that_is_handed_back_is_not_charged_and_one_that_waits_or_has_ended_stays_as_it_is(store: Store) -> None:
+    added = job(background=True)
+    store.add(added)
+    assert not store.hand_back(added.id)
+    store.start(added.id)
+    assert store.hand_back(added.id)
+    assert (store.charged(added.id), store.get(added.id).attempts) == (0, 1)
+    store.cancel(added.id)
+    assert not store.hand_back(added.id)
+
+
+def test_folders_of_background_jobs_are_needed_until_they_fail_or_are_cancelled(store: Store) -> None:
+    kinds = [(True, status) for status in Status] + [(False, Status.SUCCEEDED)]
+    for number, (background, status) in enumerate(kinds):
+        store.add(job(id=f"{number}", background=background, status=status))
+    needed = {one.status for one in store.of_background()}
+    assert needed == {Status.QUEUED, Status.RUNNING, Status.SUCCEEDED}
+    assert len(store.of_background()) == 3
+    assert {one.background for one in store.list("alice", background=True)} == {True}
+
+
+def test_what_ended_before_a_moment_is_told_oldest_first(store: Store) -> None:
+    for number in (3, 1, 2):
+        store.add(job(id=f"{number}", status=Status.SUCCEEDED, finished_at=START + timedelta(hours=number)))
+    store.add(job(id="runs"))
+    assert [one.id for one in store.ended_before(START + timedelta(hours=3))] == ["1", "2"]
 
 
 def test_pages_follow_each_other_without_gap_or_repeat(store: Store) -> None:

@@ -17,10 +17,12 @@ from tests.unit.admission.rooms import Room, Rooms
 class Desk(Controller):
     """With a clock to turn; ``turns`` is who was told what, in order."""
 
-    def __init__(self, *, running: int = 4, memory: int = 100, seats: Seats | None = None, large_wait_s: float = 30.0) -> None:
+    def __init__(
+        self, *, running: int = 4, memory: int = 100, seats: Seats | None = None, large_wait_s: float = 30.0, parallel: int = 0
+    ) -> None:
         self.time = 0.0
         self.turns: list[tuple[Ticket, Any]] = []
-        limits = Limits(running, 1000, 1e6, large_wait_s)
+        limits = Limits(running, 1000, 1e6, large_wait_s, parallel=parallel)
         super().__init__("jobs", limits, Ledger(memory), seats or Count(), lambda: self.time)
 
     def comes(self, amount: int = 0, seconds: float = 10.0, key: str = "key", lane: str = "model", worker: int = 0) -> Ticket:
@@ -379,3 +381,43 @@ def test_the_ends_of_a_keys_jobs_are_seen() -> None:
         desk.comes(seconds=seconds, key=key)
     assert desk.ends_of("a") == [(5.0, 0.0), (21.0, 0.0)]
     assert desk.ends_of("nobody") == []
+
+
+# -- more places than streams: those inside share
+
+
+def test_those_inside_share_the_streams_and_progress_counts_in_work() -> None:
+    desk = Desk(running=4, parallel=2)
+    tickets = [desk.comes(seconds=10.0) for _ in range(4)]
+    assert runs(*tickets)
+    assert (desk.places(), desk.streams()) == (4, 2)
+    desk.passes(10.0)  # each has had half a stream
+    assert [desk.estimate(ticket).end_s for ticket in tickets] == [5.0] * 4
+    desk.progressed(tickets[0], 0.25)  # of which it has made a quarter in 5 s of work
+    assert tickets[0].seconds == 20.0
+
+
+def test_who_finds_a_place_free_starts_at_once_and_ends_when_the_work_of_all_is_done() -> None:
+    desk = Desk(running=4, parallel=2)
+    desk.comes(seconds=10.0)
+    desk.comes(seconds=10.0)
+    third = desk.preview(Ask("key", "model", 4.0))
+    assert (third.position, third.start_s, third.end_s) == (0, 0.0, 14.0)
+
+
+def test_the_next_place_comes_free_later_the_more_share_the_streams() -> None:
+    desk, alone = Desk(running=4, parallel=2), Desk(running=4)
+    for one in (desk, alone):
+        for _ in range(4):
+            one.comes(seconds=10.0)
+    assert (desk.wait_s(), alone.wait_s()) == (20.0, 10.0)
+
+
+def test_a_key_is_charged_its_share_of_the_streams_only() -> None:
+    desk = Desk(running=2, parallel=1)
+    first, _ = desk.comes(seconds=4.0, key="a"), desk.comes(seconds=4.0, key="b")
+    desk.passes(8.0)
+    charged: list[float] = []
+    desk.line.charge = lambda key, seconds: charged.append(seconds)  # type: ignore[method-assign]
+    desk.release(first)
+    assert charged == [0.0]

@@ -1,0 +1,288 @@
+"""Jobs that were acknowledged before their end: they go on without their caller, and after a restart of the server.
+
+The row is the truth; what is kept here (progress, who listens) may be lost at any moment. A job's folder holds its input until
+it has ended, and then its result until that is too old.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from app.admission.ticket import Phase, Ticket
+from app.desk.desk import Desk
+from app.errors import DiskFull, NotFound, StenopoolError
+from app.intake import Intake, Source
+from app.jobs import Job, Status
+from app.media.paths import remove_tree
+from app.runs import Progress, Runs, result_path
+from app.settings import Settings
+from app.store import AsyncStore
+
+log = logging.getLogger("stenopool.background")
+
+HEARTBEAT_S = 15.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+
+
+@dataclass(eq=False)
+class Live:
+    """A background job that has not ended, in this process. ``changed`` is replaced whenever something changes."""
+
+    job: Job
+    ticket: Ticket
+    task: asyncio.Task[None] | None = None
+    stage: str = "queued"
+    fraction: float = 0.0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def tell(self) -> None:
+        """Wake everybody who listens."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Background:
+    """Takes jobs over (:meth:`accept`), goes on with those of the last boot (:meth:`resume`), shows and ends them."""
+
+    def __init__(self, settings: Settings, store: AsyncStore, desk: Desk, intake: Intake, runs: Runs) -> None:
+        self._settings, self._store, self._desk, self._intake, self._runs = settings, store, desk, intake, runs
+        self._live: dict[str, Live] = {}
+        self._stopping = False
+        self.on_end: Callable[[], None] = lambda: None
+
+    # -- in
+
+    async def accept(self, job: Job, folder: Path, source: Source, ticket: Ticket) -> Job:
+        """Take over a job with its folder and its ticket. When this returns, the job will end, come what may.
+
+        Raises:
+            StenopoolError: it was not taken over.
+        """
+        if not source.url:
+            source = Source(upload=await self._intake.fetch(job.owner, folder, source))
+            await asyncio.to_thread(_sync, source.upload)
+        where = {"url": source.url} if source.url else {"file": source.upload.name if source.upload else ""}
+        job = replace(job, background=True, source=where)
+        try:
+            await self._store.run(self._store.sync.add, job)
+        except BaseException:  # nobody knows whether it took place, and nobody is told that it did
+            with contextlib.suppress(StenopoolError):
+                await asyncio.shield(self._store.run(self._store.sync.cancel, job.id))
+            raise
+        self._begin(job, folder, source, ticket)
+        return job
+
+    async def kept(self) -> dict[str, str]:
+        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result."""
+        jobs = await self._store.run(self._store.sync.of_background)
+        return {job.id: result_path(Path(), job.attempts).name if job.status.final else "" for job in jobs}
+
+    async def reclaim(self) -> list[Job]:
+        """What the last boot had acknowledged and not ended; back in line, by its rows."""
+        left = await self._store.run(self._store.sync.recover, self._settings.max_deaths)
+        if left:
+            log.warning("going on with the jobs of the last boot", extra={"count": len(left)})
+        return left
+
+    async def resume(self, left: list[Job]) -> None:
+        """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
+        for job in left:
+            folder = self._settings.jobs_dir / job.id
+            where = job.source or {}
+            source = Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
+            await asyncio.to_thread(remove_tree, folder, where.get("file", ""))
+            await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
+            ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
+            self._begin(job, folder, source, self._desk.jobs.join(ask))
+
+    def _begin(self, job: Job, folder: Path, source: Source, ticket: Ticket) -> None:
+        ticket.stays, ticket.ask = True, replace(ticket.ask, within_s=None)  # who comes back for it is never too late
+        live = self._live[job.id] = Live(job, ticket)
+        live.task = asyncio.create_task(self._run(live, folder, source))
+        live.task.add_done_callback(lambda task: self._ended(live, task))  # also where it is cancelled before it begins
+
+    def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
+        del self._live[live.job.id]
+        self._desk.release(self._desk.jobs, live.ticket)
+        live.tell()
+        self.on_end()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background job was left to the next start", exc_info=error, extra={"job_id": live.job.id})
+
+    async def _run(self, live: Live, folder: Path, source: Source) -> None:
+        """Until the row says that the job has ended; what fails for lack of disk, or in the store, is tried again."""
+        job, pause_s = live.job, FIRST_PAUSE_S
+
+        def progress(stage: str, fraction: float) -> None:
+            live.stage, live.fraction = stage, fraction
+            live.tell()
+
+        while not await self._once(job, folder, source, live.ticket, progress):
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            self._desk.release(self._desk.jobs, live.ticket)
+            live.ticket = self._desk.jobs.join(live.ticket.ask)
+            live.ticket.stays = True
+
+    async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool:
+        """Whether the job has ended, one way or the other; only then its input may go."""
+        try:
+            result = await self._runs.run(job, folder, source, ticket, progress)
+            await asyncio.to_thread(remove_tree, folder, result.name)
+            return True
+        except asyncio.CancelledError:
+            if self._stopping:
+                await asyncio.shield(self._store.run(self._store.sync.hand_back, job.id))
+            raise
+        except Exception as error:
+            if not isinstance(error, StenopoolError):
+                log.exception("a background job failed", extra={"job_id": job.id})
+        try:
+            row = await self._store.run(self._store.sync.get, job.id)
+            if row is None or row.status.final:
+                succeeded = row is not None and row.status is Status.SUCCEEDED  # although it looked otherwise
+                await asyncio.to_thread(
+                    remove_tree, folder, result_path(folder, row.attempts).name if row and succeeded else ""
+                )
+                return True
+            await self._store.run(self._store.sync.hand_back, job.id)
+        except StenopoolError:
+            log.warning("the store cannot say how a job ended", extra={"job_id": job.id})
+        return False
+
+    # -- out
+
+    async def get(self, job_id: str, owner: str) -> Job:
+        """A job of ``owner``.
+
+        Raises:
+            NotFound: there is none, or it is somebody else's.
+        """
+        job = await self._store.run(self._store.sync.get, job_id, owner)
+        if job is None or not job.background:
+            raise NotFound("There is no such job.", hint="It may have been deleted, or be too old.")
+        return job
+
+    def view(self, job: Job) -> dict[str, Any]:
+        """What its owner may see of it, as JSON values. Times are seconds, or ISO 8601."""
+        live = self._live.get(job.id)
+        shown: dict[str, Any] = {
+            "job_id": job.id,
+            "status": job.status.value,
+            "model": job.options.model,
+            "created_at": job.created_at.isoformat(),
+            "started_at": job.started_at.isoformat() if job.started_at else None,
+            "finished_at": job.finished_at.isoformat() if job.finished_at else None,
+            "duration": job.duration_s,
+            "attempts": job.attempts,
+        }
+        if job.status is Status.FAILED:
+            shown["error"] = {"code": job.error_code, "message": job.error_message}
+        if live is not None and not job.status.final:
+            waiting = live.ticket.phase is not Phase.RUNNING
+            shown["stage"] = "queued" if waiting else live.stage
+            shown["percent"] = 0.0 if waiting else round(100 * live.fraction, 1)
+            shown |= self._desk.jobs.estimate(live.ticket).to_dict()
+        return shown
+
+    async def wait(self, job_id: str) -> None:
+        """Wait for the end of a job, or of this server."""
+        while not self._stopping and (live := self._live.get(job_id)) is not None:
+            await live.changed.wait()
+
+    async def events(self, job: Job, last_id: str | None) -> AsyncIterator[tuple[str, dict[str, Any]] | None]:
+        """What is to be seen of the job, with an id that says how far it is, whenever that changes and to its end.
+
+        Every event is the whole picture, so whoever resumes behind ``last_id`` has missed nothing. None: nothing new.
+        """
+        while True:
+            live = self._live.get(job.id)
+            changed = live.changed if live is not None else None
+            job = await self.get(job.id, job.owner)
+            shown = self.view(job)
+            number = f"{job.attempts}-{job.status.value}-{shown.get('stage', '')}-{shown.get('percent', '')}"
+            if number != last_id:
+                last_id = number
+                yield number, shown
+            if job.status.final or changed is None or self._stopping:
+                return
+            waiting = asyncio.ensure_future(changed.wait())
+            try:
+                news, _ = await asyncio.wait({waiting}, timeout=HEARTBEAT_S)
+            finally:
+                waiting.cancel()
+            if not news:
+                yield None
+
+    async def list(self, owner: str, status: Status | None, limit: int, after: str | None) -> list[Job]:
+        """Jobs of ``owner``, newest first."""
+        return await self._store.run(self._store.sync.list, owner, status, limit, after, True)
+
+    async def result(self, job: Job) -> Path:
+        """The result file of a job that has succeeded.
+
+        Raises:
+            NotFound: it is gone.
+        """
+        path = result_path(self._settings.jobs_dir / job.id, job.attempts)
+        if not await asyncio.to_thread(path.is_file):
+            raise NotFound("The result of this job is gone.")
+        return path
+
+    async def cancel(self, job: Job) -> None:
+        """End a job that has not ended, and its engine call with it; forget one that has."""
+        if job.status.final:
+            await self.forget(job.id)
+            return
+        if not await self._store.run(self._store.sync.cancel, job.id):
+            return  # it has just ended by itself
+        live = self._live.get(job.id)
+        if live is not None and live.task is not None:
+            live.task.cancel()
+            await asyncio.wait({live.task}, timeout=HEARTBEAT_S)
+        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job.id)
+
+    async def forget(self, job_id: str) -> None:
+        """Delete a job that has ended, with its result."""
+        await self._store.run(self._store.sync.delete, job_id)
+        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id)
+
+    # -- the end of the server
+
+    def drain(self) -> None:
+        """Nobody new is started; listeners are let go."""
+        self._stopping = True
+        for live in self._live.values():
+            live.tell()
+
+    async def stop(self, grace_s: float) -> None:
+        """Let what runs end within ``grace_s`` seconds; the rest goes back into the line, on disk."""
+        self.drain()
+        running = {live.task for live in self._live.values() if live.task and live.ticket.phase is Phase.RUNNING}
+        if running and grace_s > 0:
+            await asyncio.wait(running, timeout=grace_s)
+        left = [live.task for live in self._live.values() if live.task is not None]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+def _sync(path: Path | None) -> None:
+    """Make sure that a file and its name survive a power cut."""
+    assert path is not None
+    try:
+        for one in (path, path.parent, path.parent.parent):
+            descriptor = os.open(one, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise DiskFull("The upload could not be written to the disk.") from error

@@ -1,0 +1,67 @@
+"""What has ended is forgotten after a while: jobs by age, and the oldest results where they take too much of the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from app.jobs import Job
+from app.media.process import MB
+from app.settings import Settings
+from app.store import AsyncStore
+
+log = logging.getLogger("stenopool.retention")
+
+EVERY_S = 60.0
+
+
+class Retention:
+    """``forget(job_id)`` deletes a job's row and folder. ``now`` is a monotonic clock in seconds.
+
+    The wall clock is read once: whether it jumps by a day later makes nothing older.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: AsyncStore,
+        forget: Callable[[str], Awaitable[None]],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings, self._store, self._forget, self._now = settings, store, forget, now
+        self._began, self._began_at = store.sync.now(), now()
+
+    async def watch(self) -> None:
+        """Look now and then, for ever."""
+        while True:
+            try:
+                await self.look()
+            except Exception:  # one failure must not end all sweeping
+                log.exception("ended jobs could not be swept")
+            await asyncio.sleep(EVERY_S)
+
+    async def look(self) -> None:
+        """Forget what is too old, then the oldest results while all of them are too large."""
+        today = self._began + timedelta(seconds=self._now() - self._began_at)
+        for job in await self._ended(today - timedelta(seconds=self._settings.result_ttl_s)):
+            await self._forget(job.id)
+        kept = [job for job in await self._ended(today + timedelta(days=1)) if job.background]
+        sizes = await asyncio.to_thread(lambda: [_size(self._settings.jobs_dir / job.id) for job in kept])
+        surplus = sum(sizes) - self._settings.results_mb * MB
+        for job, size in zip(kept, sizes, strict=True):
+            if surplus <= 0:
+                return
+            if size:
+                await self._forget(job.id)
+                surplus -= size
+
+    async def _ended(self, before: datetime) -> list[Job]:
+        return await self._store.run(self._store.sync.ended_before, before)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())

@@ -1,0 +1,98 @@
+"""A real server process with the fake engine in it: ``python -m tests.faults.process``, settings from the environment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from app.service import Service
+from app.settings import Settings
+from tests.integration.server import KEY, ROOT, free_port, stop, title
+
+
+@dataclass
+class Process:
+    """A running server and a client that sends the key."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    data: Path
+
+    def family(self) -> list[psutil.Process]:
+        """Everything it has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def kill(self) -> None:
+        """SIGKILL of the server alone; whatever it had started must end by itself."""
+        family = self.family()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert not alive, f"left behind: {[title(child) for child in alive]}"
+
+    def wait_ready(self) -> None:
+        """Until a worker can take a job."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None
+            try:
+                if self.client.get("/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.02)
+        raise AssertionError("the server did not become ready")
+
+
+@contextmanager
+def started(folder: Path, **settings: str) -> Iterator[Process]:
+    """A server with its data in ``folder``, which may hold that of an earlier one."""
+    port = free_port()
+    own = {
+        "PORT": str(port),
+        "STENOPOOL_DATA_DIR": str(folder / "data"),
+        "STENOPOOL_API_KEYS": KEY,
+        "STENOPOOL_MODEL_SIZE": "demo",
+        "STENOPOOL_WARM_MODELS": "demo",
+        "STENOPOOL_DISK_RESERVE_MB": "1",
+        "STENOPOOL_SHUTDOWN_GRACE_S": "5",
+        "STENOPOOL_LOG_LEVEL": "error",
+    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("STENOPOOL_")}
+    with open(folder / "server.log", "ab") as log:
+        command = [sys.executable, "-m", "tests.faults.process"]
+        process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **own, **settings}, stdout=log, stderr=log)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
+    try:
+        server = Process(process, client, folder / "data")
+        server.wait_ready()
+        yield server
+    finally:
+        client.close()
+        if process.poll() is None:
+            stop(process)
+
+
+if __name__ == "__main__":
+    import main
+    from app.http import app
+    from tests.faults import failpoints
+
+    def build(settings: Settings) -> Service:
+        """The fake engine, in workers that know of failpoints."""
+        preload = ("tests.faults.worker_failpoints",) if "FAILPOINT" in os.environ else ()
+        return app.build_service(settings, "tests.fakes.engine", preload)
+
+    failpoints.install("api")
+    app.create_app.__defaults__ = (build, *app.create_app.__defaults__[1:])  # type: ignore[index]
+    sys.exit(main.main())
