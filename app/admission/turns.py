@@ -40,7 +40,7 @@ class Turns:
         self._front: list[Ticket] = []
         self._pumping = self._wanted = False
         self.most_bytes = memory.budget
-        self.paused = False
+        self.paused = self.draining = False
         self.started = 0
 
     def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
@@ -104,7 +104,7 @@ class Turns:
         for ticket in self._in_order():
             if self._is_shut():
                 return
-            if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy:
+            if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays):
                 continue
             aged = self._aged(ticket)
             # models that others wait for are not evicted, or two would take turns at being loaded; until it is time

@@ -84,7 +84,6 @@ class Desk:
         self._ledger.take("base", min(BASE_BYTES, self._ledger.budget))
         self._set_budget()  # again: now what the server itself holds is known
         self._watching: asyncio.Task[None] | None = None
-        self._draining = False
         pool.desk = self
 
     def _at_once(self) -> int:
@@ -155,8 +154,8 @@ class Desk:
             await self._save()
 
     def drain(self) -> None:
-        """Start no transcription any more; those who wait for one while their caller waits for them are sent away."""
-        self._draining = self.jobs.paused = True
+        """Start no background job any more, and let nobody wait for a transcription; who finds a place free may still run."""
+        self.jobs.draining = True
         for ticket in [one for one in self.jobs.inside if one.phase is Phase.WAITING and not one.stays]:
             self.jobs.send_away(ticket, _stopping())
 
@@ -188,7 +187,7 @@ class Desk:
         self.step = self.ladder.observe(used, reading.swap_used, self.prices.costs.slowdown, reading.pressure)
         low = self.step >= Step.STOP_STARTING
         for controller in self.controllers:
-            controller.paused = low or (self._draining and controller is self.jobs)
+            controller.paused = low
             controller.closed_because = refusals.memory_low(used) if low else None
         if self.step >= Step.SHED_NEWEST:
             self.pool.shed_newest()
@@ -246,8 +245,6 @@ class Desk:
             QueueTimeout: its turn did not come within ``timeout_s`` seconds.
             StenopoolError: it never will.
         """
-        if self._draining and controller is self.jobs and not ticket.stays:
-            raise _stopping()
         seat: asyncio.Future[Slot | None] = asyncio.get_running_loop().create_future()
 
         def on_turn(given: Slot | None, error: StenopoolError | None) -> None:
@@ -258,6 +255,8 @@ class Desk:
 
         controller.wait(ticket, on_turn)
         try:
+            if controller.draining and not (ticket.stays or ticket.solo or seat.done()):
+                raise _stopping()
             # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
             if not (await asyncio.wait({seat}, timeout=None if timeout_s == math.inf else timeout_s))[0]:
                 raise QueueTimeout("The request waited in line for too long.")
