@@ -14,7 +14,7 @@ import pytest
 from app.admission.ticket import Ask
 from app.desk.desk import Desk
 from app.errors import MemoryLow
-from app.http.asking import within_s
+from app.http.asking import patience, within_s
 from app.jobs import Status, TranscribeOptions
 from app.keys import KeyRing
 from tests.fakes.server import KEY, OTHER_KEY, Live, wav
@@ -195,7 +195,15 @@ def test_the_preference_is_read_as_the_standard_says(given: list[str], expected:
     from starlette.requests import Request
 
     headers = [(b"prefer", value.encode()) for value in given]
-    assert within_s(Request({"type": "http", "headers": headers})) == expected
+    assert patience(Request({"type": "http", "headers": headers})) == expected
+
+
+@pytest.mark.parametrize(("query", "prefer"), [(b"", b"respond-async, wait=10"), (b"wait=false", b"wait=10")])
+def test_who_comes_back_for_the_result_is_never_too_late(query: bytes, prefer: bytes) -> None:
+    from starlette.requests import Request
+
+    assert within_s(Request({"type": "http", "headers": [(b"prefer", prefer)], "query_string": query})) is None
+    assert within_s(Request({"type": "http", "headers": [(b"prefer", b"wait=10")], "query_string": b""})) == 10.0
 
 
 async def test_wait_that_cannot_be_met_is_refused_on_arrival(start: Start) -> None:
@@ -220,9 +228,7 @@ async def test_wait_that_passes_while_the_job_runs_is_504_and_ends_the_job(start
     live = await start(fake=True)
     await until_ready(live)
     began = asyncio.get_running_loop().time()
-    response = await live.client.post(
-        "/transcribe?initial_prompt=sleep:60", content=wav(), headers={"Prefer": "respond-async, wait=2"}
-    )
+    response = await live.client.post("/transcribe?initial_prompt=sleep:60", content=wav(), headers={"Prefer": "wait=2"})
     assert (response.status_code, shape(response)["code"]) == (504, "deadline_exceeded")
     assert 1.9 < asyncio.get_running_loop().time() - began < 10
     await live.settled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -267,7 +268,10 @@ async def test_an_unknown_exception_is_500_in_the_one_shape_and_leaks_nothing(
 
 
 async def test_a_failing_key_store_is_503_in_the_one_shape(direct: Live) -> None:
-    direct.service.store.sync.close()
+    for watching in direct.service._watching:  # they look into the store now and then
+        watching.cancel()
+    await asyncio.gather(*direct.service._watching, return_exceptions=True)
+    await direct.service.store.run(direct.service.store.sync.close)
     (direct.settings.data_dir / "stenopool.db").rename(direct.settings.data_dir / "gone")
     (direct.settings.data_dir / "stenopool.db").mkdir()
     try:
