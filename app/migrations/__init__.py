@@ -6,6 +6,7 @@ lead with the tables in the code.
 
 from __future__ import annotations
 
+import logging
 import threading
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
+
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every start
 
 _ONE_AT_A_TIME = threading.Lock()
 """Alembic keeps the running upgrade in a global."""
