@@ -60,6 +60,7 @@ class FakeEngine:
 
     def _stop(self, argument: str, cancelled: Callable[[], bool]) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+        time.sleep(3600)  # the signal may reach another thread first, and that one late
 
     def _kill(self, argument: str, cancelled: Callable[[], bool]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -255,8 +255,8 @@ async def test_events_tell_the_way_of_a_job_to_its_end_and_resume_where_they_wer
     assert await events_of(live, job_id, last=found[-1][0]) == []
 
 
-async def test_listeners_are_let_go_when_the_server_stops(start: Start, tmp_path: Path) -> None:
-    live = await start(fake=True)
+async def test_listeners_are_let_go_when_the_server_stops(start: Start) -> None:
+    live = await start(fake=True, shutdown_grace_s=0.1)
     job_id = await accepted(live, "sleep:60")
     await until(live, job_id, "running")
     watching = asyncio.create_task(events_of(live, job_id))
