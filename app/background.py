@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from app.admission.ticket import Phase, Ticket
 from app.desk.desk import Desk
+from app.durable import sync
 from app.errors import DiskFull, NotFound, StenopoolError
 from app.intake import Intake, Source
 from app.jobs import Job, Status
@@ -82,7 +82,7 @@ class Background:
     async def kept(self) -> dict[str, str]:
         """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result."""
         jobs = await self._store.run(self._store.sync.of_background)
-        return {job.id: result_path(Path(), job.attempts).name if job.status.final else "" for job in jobs}
+        return {job.id: _result_of(job) for job in jobs}
 
     async def reclaim(self) -> list[Job]:
         """What the last boot had acknowledged and not ended; back in line, by its rows."""
@@ -146,11 +146,8 @@ class Background:
                 log.exception("a background job failed", extra={"job_id": job.id})
         try:
             row = await self._store.run(self._store.sync.get, job.id)
-            if row is None or row.status.final:
-                succeeded = row is not None and row.status is Status.SUCCEEDED  # although it looked otherwise
-                await asyncio.to_thread(
-                    remove_tree, folder, result_path(folder, row.attempts).name if row and succeeded else ""
-                )
+            if row is None or row.status.final:  # it may have succeeded, although it looked otherwise
+                await asyncio.to_thread(remove_tree, folder, _result_of(row) if row is not None else "")
                 return True
             await self._store.run(self._store.sync.hand_back, job.id)
         except StenopoolError:
@@ -274,15 +271,16 @@ class Background:
         await asyncio.gather(*left, return_exceptions=True)
 
 
+def _result_of(job: Job) -> str:
+    """The name of its result file; "" where there is none."""
+    return result_path(Path(), job.attempts).name if job.status is Status.SUCCEEDED else ""
+
+
 def _sync(path: Path | None) -> None:
     """Make sure that a file and its name survive a power cut."""
     assert path is not None
     try:
         for one in (path, path.parent, path.parent.parent):
-            descriptor = os.open(one, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            sync(one)
     except OSError as error:
         raise DiskFull("The upload could not be written to the disk.") from error

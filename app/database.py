@@ -11,14 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from alembic.util import CommandError
 from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import CapacityError, DiskFull, StenopoolError
-from app.migrations import upgrade
+from app.migrations import LaterVersion, upgrade
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +77,7 @@ class Database:
         with self.writing() as db:
             try:
                 upgrade(db)
-            except CommandError as error:
+            except LaterVersion as error:
                 raise StenopoolError(
                     "The database was made by a later version of this program.",
                     hint="Run that version, or use another database.",

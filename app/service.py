@@ -18,11 +18,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app import catalogue
+from app.admission import refusals
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
 from app.background import Background
 from app.desk.desk import Desk
-from app.errors import InputError, NotReady, by_code
+from app.errors import InputError, by_code
 from app.formats import Transcript
 from app.intake import Intake, Source
 from app.jobs import Job, Status, TranscribeOptions, new_id
@@ -168,7 +169,7 @@ class Service:
             StenopoolError: the caller must go away, or come back later.
         """
         if self._stopping_since is not None:
-            raise NotReady("The server is shutting down.", retry_after_s=5)
+            raise refusals.stopping()
         ticket = self.desk.enter(controller, ask, upload_bytes)
         try:
             yield ticket

@@ -54,13 +54,6 @@ class Settings(BaseSettings):
     # -- the model
     model_size: str = _own("MODEL_SIZE", "tiny", "Model that is used where a request names none.")
     warm_models: Names = _own("WARM_MODELS", (), "Models to load at start. Default: MODEL_SIZE if on disk, else demo.")
-    result_ttl_s: float = _own("RESULT_TTL_S", 604800.0, "Seconds that ended jobs and results of async ones are kept.", gt=0)
-    webhook_secret: SecretStr | None = _own(
-        "WEBHOOK_SECRET", None, "Signs webhooks: whsec_ and base64 of 24 to 64 random bytes."
-    )
-    webhook_timeout_s: float = _own("WEBHOOK_TIMEOUT_S", 15.0, "Seconds that the receiver of a webhook may take.", gt=0, le=60)
-    results_mb: int = _own("RESULTS_MB", 1024, "Disk for results of async jobs, in MB; beyond it the oldest go.", ge=1)
-
     offline: bool = _own("OFFLINE", False, "Never fetch a model from the hub.")
     device: Literal["auto", "cpu", "cuda"] = _own("DEVICE", "auto", "Device of speech recognition.")
     align_device: Literal["auto", "cpu", "cuda", "mps"] = _own("ALIGN_DEVICE", "auto", "Device of word alignment.")
@@ -110,6 +103,14 @@ class Settings(BaseSettings):
     job_timeout_s: float = _own("JOB_TIMEOUT_S", 120.0, "Seconds that any job may run, plus JOB_TIMEOUT_FACTOR.", gt=0)
     job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 10.0, "Seconds of run time allowed per second of audio.", ge=0)
     max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
+
+    # -- async jobs
+    result_ttl_s: float = _own("RESULT_TTL_S", 604800.0, "Seconds that ended jobs and results of async ones are kept.", gt=0)
+    webhook_secret: SecretStr | None = _own(
+        "WEBHOOK_SECRET", None, "Signs webhooks: whsec_ and base64 of 24 to 64 random bytes."
+    )
+    webhook_timeout_s: float = _own("WEBHOOK_TIMEOUT_S", 15.0, "Seconds that the receiver of a webhook may take.", gt=0, le=60)
+    results_mb: int = _own("RESULTS_MB", 1024, "Disk for results of async jobs, in MB; beyond it the oldest go.", ge=1)
 
     # -- caps on input
     max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, in MB.", ge=1)

@@ -85,9 +85,8 @@ class Controller(Turns):
     def _shortage_s(self, ask: Ask) -> float:
         """Seconds until there is room, 0 where there is."""
         if not self.limits.queued and not self.memory.fits(self._needed(ask)):
-            return max(
-                1.0, min(map(self._left_of, self.running), default=1.0) / self._share()
-            )  # nobody may wait, not for memory either
+            next_end_s = min(map(self._left_of, self.running), default=1.0) / self._share()
+            return max(1.0, next_end_s)  # nobody may wait, not for memory either
         places = self.places()
         if len(self.inside) < (places if self.limits.queued else self.limits.running):
             return 0.0

@@ -59,16 +59,15 @@ class CostModel:
 
     def batches(self, model: str, compute_type: str, device: str, batches: Batches) -> int:
         """Bytes that a worker takes for its engine calls while it has jobs, over what it keeps when idle."""
-        peak = self._bytes.get((model, compute_type, device))
-        return math.ceil(prior.batch_bytes(model, batches) * (peak.factor(self._now()) if peak else 1.0))
+        return math.ceil(prior.batch_bytes(model, batches) * self._factor(self._bytes, model, compute_type, device))
 
     def worker(self, model: str, compute_type: str, device: str) -> Footprint:
         """What one worker process takes beside the shared base."""
         expected = prior.footprint(model, compute_type, device)
         kind = (model, compute_type, device)
-        resident = math.ceil(expected.resident_bytes * self._worker_factor(*kind, "resident_bytes"))
-        peak = math.ceil(expected.load_peak_bytes * self._worker_factor(*kind, "load_peak_bytes"))
-        return Footprint(resident, max(resident, peak), expected.load_s * self._worker_factor(*kind, "load_s"))
+        resident = math.ceil(expected.resident_bytes * self._factor(self._workers, *kind, "resident_bytes"))
+        peak = math.ceil(expected.load_peak_bytes * self._factor(self._workers, *kind, "load_peak_bytes"))
+        return Footprint(resident, max(resident, peak), expected.load_s * self._factor(self._workers, *kind, "load_s"))
 
     def audio_s_of(self, owner: str, upload_bytes: int | None) -> float:
         """Seconds of audio that an upload of ``owner`` is likely to be, before it was probed. None: its length is unknown."""
@@ -184,8 +183,8 @@ class CostModel:
         self._seconds.update(_loaded(data.get("seconds"), 6, MAX_KINDS, Line.load))
         self._workers.update(_loaded(data.get("workers"), 4, 3 * MAX_KINDS, lambda state: Peak.load(state, now, WORKER_TRUST)))
 
-    def _worker_factor(self, *kind: str) -> float:
-        peak = self._workers.get(kind)
+    def _factor(self, peaks: dict[Key, Peak], *kind: str) -> float:
+        peak = peaks.get(kind)
         return peak.factor(self._now()) if peak else 1.0
 
     def _unmeasured(self, work: Work) -> Line:

@@ -39,6 +39,11 @@ class Batches:
     calls: int
     windows: int
 
+    @property
+    def size(self) -> int:
+        """Windows of one call."""
+        return self.windows // self.calls
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.admission.promises import MAX_WAIT_S, MIN_WAIT_S
 from app.admission.ticket import Ask, Estimate, Limits
-from app.errors import DeadlineUnreachable, MemoryLow, NeverFits, QueueFull, TooManyActive
+from app.errors import DeadlineUnreachable, MemoryLow, NeverFits, NotReady, QueueFull, TooManyActive
 
 
 def never_fits(amount: int, most: int) -> NeverFits:
@@ -31,6 +31,11 @@ def full(what: str, ask: Ask, limits: Limits, come_back_s: float, wait_s: float,
     if not limits.queued:
         return TooManyActive(f"Too many active {what}.", retry_after_s=come_back_s, details=details)
     return QueueFull(f"The line of {what} is full.", retry_after_s=come_back_s, details=details)
+
+
+def stopping() -> NotReady:
+    """The server is on its way out."""
+    return NotReady("The server is shutting down.", retry_after_s=5)
 
 
 def too_late(ask: Ask, expected: Estimate) -> DeadlineUnreachable:

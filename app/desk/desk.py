@@ -21,7 +21,7 @@ from app.admission.memory import MemoryProbe, Reading, usable
 from app.admission.pressure import Ladder, Step
 from app.admission.ticket import Ask, Count, Limits, Phase, Ticket
 from app.desk.prices import MEDIA_BYTES, Prices
-from app.errors import DiskFull, NotReady, QueueTimeout, StenopoolError
+from app.errors import DiskFull, QueueTimeout, StenopoolError
 from app.measurements import Measurements
 from app.media.paths import free_bytes
 from app.media.process import MB as DISK_MB
@@ -118,8 +118,7 @@ class Desk:
     def sized(self, setup: WorkerSetup) -> WorkerSetup:
         """The same worker with as many engine calls and as large batches as fit here."""
         batches = self.prices.batches(setup.model)
-        size = batches.windows // batches.calls
-        return replace(setup, runners=batches.calls, batch_size=size, work_bytes=self.working(setup.model))
+        return replace(setup, runners=batches.calls, batch_size=batches.size, work_bytes=self.working(setup.model))
 
     def changed(self) -> None:
         """Something came free: see who may start."""
@@ -157,7 +156,7 @@ class Desk:
         """Start no background job any more, and let nobody wait for a transcription; who finds a place free may still run."""
         self.jobs.draining = True
         for ticket in [one for one in self.jobs.inside if one.phase is Phase.WAITING and not one.stays]:
-            self.jobs.send_away(ticket, _stopping())
+            self.jobs.send_away(ticket, refusals.stopping())
 
     async def _watch(self) -> None:
         saved_at = self._now()
@@ -256,7 +255,7 @@ class Desk:
         controller.wait(ticket, on_turn)
         try:
             if controller.draining and not (ticket.stays or ticket.solo or seat.done()):
-                raise _stopping()
+                raise refusals.stopping()
             # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
             if not (await asyncio.wait({seat}, timeout=None if timeout_s == math.inf else timeout_s))[0]:
                 raise QueueTimeout("The request waited in line for too long.")
@@ -280,10 +279,5 @@ class Desk:
 
     def batch_size(self, model: str) -> int:
         """Windows per engine call: as priced, or half as many under pressure."""
-        batches = self.prices.batches(model)
-        size = batches.windows // batches.calls
+        size = self.prices.batches(model).size
         return max(1, size // 2) if self.step >= Step.SMALLER_BATCHES else size
-
-
-def _stopping() -> NotReady:
-    return NotReady("The server is shutting down.", retry_after_s=5)

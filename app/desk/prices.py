@@ -58,15 +58,18 @@ class Prices:
 
     def batches(self, model: str) -> Batches:
         """What a worker of ``model`` may have at work: as set, or so much less that it fits. Slower is better than never."""
-        calls, size = self._settings.runner_count, self._settings.batch_size
-        room = self._most_bytes() - self.worker(model).resident_bytes - ROOM_FOR_JOBS
-        while calls * size > 1 and self.costs.batches(*self._kind(model), Batches(calls, calls * size)) > room:
-            calls, size = (calls, size // 2) if size > 1 else (calls // 2, 1)
-        return Batches(calls, calls * size)
+        return self._batches(self._kind(model))[0]
 
     def batches_bytes(self, model: str) -> int:
         """What a worker of ``model`` takes for its engine calls while it has jobs."""
-        return self.costs.batches(*self._kind(model), self.batches(model))
+        return self._batches(self._kind(model))[1]
+
+    def _batches(self, kind: tuple[str, str, str]) -> tuple[Batches, int]:
+        calls, size = self._settings.runner_count, self._settings.batch_size
+        room = self._most_bytes() - self.costs.worker(*kind).resident_bytes - ROOM_FOR_JOBS
+        while (amount := self.costs.batches(*kind, Batches(calls, calls * size))) > room and calls * size > 1:
+            calls, size = (calls, size // 2) if size > 1 else (calls // 2, 1)
+        return Batches(calls, calls * size), amount
 
     def media(self, owner: str, what: str, *, within_s: float | None = None, fingerprint: str = "") -> Ask:
         """What one ffmpeg or yt-dlp run wants."""
@@ -96,8 +99,9 @@ class Prices:
     def learn_job(self, options: TranscribeOptions, audio_s: float, measured: Measured) -> None:
         """What a transcription took, and what its worker took meanwhile."""
         self.costs.observe_job(self._work(options, audio_s), actual_seconds=measured.seconds)
-        used, billed = Batches(measured.calls, measured.windows), self.batches(options.model)
-        self.costs.observe_batches(*self._kind(options.model), actual_bytes=measured.bytes, used=used, billed=billed)
+        kind, used = self._kind(options.model), Batches(measured.calls, measured.windows)
+        billed, _ = self._batches(kind)
+        self.costs.observe_batches(*kind, actual_bytes=measured.bytes, used=used, billed=billed)
 
     def learn_media(self, what: str, seconds: float) -> None:
         """How long an ffmpeg or yt-dlp run was."""

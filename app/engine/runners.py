@@ -59,7 +59,7 @@ class Runners(Generic[W]):
         self._ready: OrderedDict[Lease[W], None] = OrderedDict()
         self._jobs: set[Lease[W]] = set()
         self._idle = count
-        self._at_work = self._windows = self._entered = 0
+        self._windows = self._entered = 0
         for number in range(count):
             threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
 
@@ -168,19 +168,17 @@ class Runners(Generic[W]):
                     unit.error = error
 
     def _started(self, units: Sequence[Unit[W]]) -> None:
-        self._at_work += 1
         self._windows += len(units)
         for job in self._jobs:
             self._note(job)
 
     def _note(self, job: Lease[W]) -> None:
-        job.spent.calls = max(job.spent.calls, self._at_work)
+        job.spent.calls = max(job.spent.calls, self._count - self._idle)
         job.spent.windows = max(job.spent.windows, self._windows)
 
     def _finished(self, units: Sequence[Unit[W]], seconds: float) -> None:
         with self._changed:
             self._idle += 1
-            self._at_work -= 1
             self._windows -= len(units)
             for unit in units:
                 unit.job.spent.seconds += seconds / len(units)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from app.errors import by_code
-from app.formats import render
+from app.formats import Transcript, render
 from app.http import schemas
 from app.jobs import Job, Status
 from app.service import Service, read_result
@@ -36,9 +36,13 @@ async def answer(service: Service, job: Job, response_format: str | None = None)
     if job.status is not Status.SUCCEEDED:
         raise by_code(job.error_code or "cancelled", job.error_message or "The job was cancelled.")
     transcript = await read_result(await service.background.result(job))
-    form = response_format or job.response_format
-    rendered = await asyncio.to_thread(render, transcript, form, words=job.options.word_timestamps)
-    return Response(rendered.body, media_type=rendered.media_type)
+    return await rendered(transcript, response_format or job.response_format, words=job.options.word_timestamps)
+
+
+async def rendered(transcript: Transcript, response_format: str, *, words: bool) -> Response:
+    """A transcript in the form that was asked for."""
+    made = await asyncio.to_thread(render, transcript, response_format, words=words)
+    return Response(made.body, media_type=made.media_type)
 
 
 async def _job(request: Request, job_id: str) -> tuple[Service, Job]:

@@ -17,11 +17,10 @@ from app import catalogue
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
 from app.errors import Cancelled, DeadlineExceeded, InputError
-from app.formats import render
 from app.http import schemas
 from app.http.asking import media_ask, patience, repeatable, responds_async, transcription_ask, upload_bytes
 from app.http.body import Body, read_body
-from app.http.jobs import answer
+from app.http.jobs import answer, rendered
 from app.jobs import Job
 from app.service import Service
 
@@ -113,8 +112,7 @@ async def transcribe(request: Request) -> Response:
         if params.webhook_url:
             raise InputError("A webhook is for async jobs: send wait=false too.", param="webhook_url")
         transcript = await _in_time(request, service.transcribe(_owner(request), folder, source, options, ticket), ticket)
-    rendered = await asyncio.to_thread(render, transcript, params.response_format, words=params.word_timestamps)
-    return Response(rendered.body, media_type=rendered.media_type)
+    return await rendered(transcript, params.response_format, words=params.word_timestamps)
 
 
 async def _taken_over(request: Request, job: Job, *, waits: bool) -> Response:

@@ -26,6 +26,7 @@ from typing import Any, Protocol
 from setproctitle import setproctitle
 
 from app import logs
+from app.durable import sync
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
 from app.pool.meter import Meter
@@ -161,8 +162,4 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(path.parent)

@@ -10,13 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "app").rglob("*.py")) + [path for path in [ROOT / "main.py"] if path.exists()]
 
-LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock", "cgroups"}
+LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock", "durable", "cgroups"}
 ROOMS = {
     "errors": set(),
     "settings": {"cgroups"},
     "cgroups": set(),
     "logs": set(),
     "lock": {"errors"},
+    "durable": set(),
     "jobs": set(),
     "work": {"jobs"},
     "languages": {"errors"},
