@@ -16,11 +16,9 @@ from typing import Any
 
 from app.admission.ticket import Phase, Ticket
 from app.desk.desk import Desk
-from app.durable import sync
-from app.errors import DiskFull, NotFound, StenopoolError
-from app.intake import Intake, Source
+from app.errors import NotFound, StenopoolError
+from app.intake import Source
 from app.jobs import Job, Status
-from app.media.paths import remove_tree
 from app.runs import Progress, Runs, result_path
 from app.settings import Settings
 from app.store import AsyncStore
@@ -51,8 +49,8 @@ class Live:
 class Background:
     """Takes jobs over (:meth:`accept`), goes on with those of the last boot (:meth:`resume`), shows and ends them."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, desk: Desk, intake: Intake, runs: Runs) -> None:
-        self._settings, self._store, self._desk, self._intake, self._runs = settings, store, desk, intake, runs
+    def __init__(self, settings: Settings, store: AsyncStore, desk: Desk, runs: Runs) -> None:
+        self._settings, self._store, self._desk, self._runs = settings, store, desk, runs
         self._live: dict[str, Live] = {}
         self._stopping = False
         self.on_end: Callable[[], None] = lambda: None
@@ -65,18 +63,14 @@ class Background:
         Raises:
             StenopoolError: it was not taken over.
         """
-        if not source.url:
-            source = Source(upload=await self._intake.fetch(job.owner, folder, source))
-            await asyncio.to_thread(_sync, source.upload)
-        where = {"url": source.url} if source.url else {"file": source.upload.name if source.upload else ""}
-        job = replace(job, background=True, source=where)
+        job = replace(job, background=True, source=await self._runs.keep(job, folder, source))
         try:
             await self._store.run(self._store.sync.add, job)
         except BaseException:  # nobody knows whether it took place, and nobody is told that it did
             with contextlib.suppress(StenopoolError):
                 await asyncio.shield(self._store.run(self._store.sync.cancel, job.id))
             raise
-        self._begin(job, folder, source, ticket)
+        self._begin(job, folder, self._runs.source(job, folder), ticket)
         return job
 
     async def kept(self) -> dict[str, str]:
@@ -95,12 +89,9 @@ class Background:
         """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
         for job in left:
             folder = self._settings.jobs_dir / job.id
-            where = job.source or {}
-            source = Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
-            await asyncio.to_thread(remove_tree, folder, where.get("file", ""))
-            await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
+            await self._runs.tidy(job, folder)
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
-            self._begin(job, folder, source, self._desk.jobs.join(ask))
+            self._begin(job, folder, self._runs.source(job, folder), self._desk.jobs.join(ask))
 
     def _begin(self, job: Job, folder: Path, source: Source, ticket: Ticket) -> None:
         ticket.stays, ticket.ask = True, replace(ticket.ask, within_s=None)  # who comes back for it is never too late
@@ -135,7 +126,7 @@ class Background:
         """Whether the job has ended, one way or the other; only then its input may go."""
         try:
             result = await self._runs.run(job, folder, source, ticket, progress)
-            await asyncio.to_thread(remove_tree, folder, result.name)
+            await self._runs.discard(job.id, result.name)
             return True
         except asyncio.CancelledError:
             if self._stopping:
@@ -147,7 +138,7 @@ class Background:
         try:
             row = await self._store.run(self._store.sync.get, job.id)
             if row is None or row.status.final:  # it may have succeeded, although it looked otherwise
-                await asyncio.to_thread(remove_tree, folder, _result_of(row) if row is not None else "")
+                await self._runs.discard(job.id, _result_of(row) if row is not None else "")
                 return True
             await self._store.run(self._store.sync.hand_back, job.id)
         except StenopoolError:
@@ -228,10 +219,7 @@ class Background:
         Raises:
             NotFound: it is gone.
         """
-        path = result_path(self._settings.jobs_dir / job.id, job.attempts)
-        if not await asyncio.to_thread(path.is_file):
-            raise NotFound("The result of this job is gone.")
-        return path
+        return await self._runs.result(job)
 
     async def cancel(self, job: Job) -> None:
         """End a job that has not ended, and its engine call with it; forget one that has."""
@@ -244,12 +232,12 @@ class Background:
         if live is not None and live.task is not None:
             live.task.cancel()
             await asyncio.wait({live.task}, timeout=HEARTBEAT_S)
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job.id)
+        await self._runs.discard(job.id)
 
     async def forget(self, job_id: str) -> None:
         """Delete a job that has ended, with its result."""
         await self._store.run(self._store.sync.delete, job_id)
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id)
+        await self._runs.discard(job_id)
 
     # -- the end of the server
 
@@ -274,13 +262,3 @@ class Background:
 def _result_of(job: Job) -> str:
     """The name of its result file; "" where there is none."""
     return result_path(Path(), job.attempts).name if job.status is Status.SUCCEEDED else ""
-
-
-def _sync(path: Path | None) -> None:
-    """Make sure that a file and its name survive a power cut."""
-    assert path is not None
-    try:
-        for one in (path, path.parent, path.parent.parent):
-            sync(one)
-    except OSError as error:
-        raise DiskFull("The upload could not be written to the disk.") from error

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import cgroups
@@ -48,7 +48,6 @@ class Settings(BaseSettings):
     media_path: Path | None = _own("MEDIA_DIR", None, "Folder that audio_file= is relative to. Default: DATA_DIR/media.")
     models_dir: Path | None = _own("MODELS_DIR", None, "Folder of CTranslate2 models, one sub-folder per name.")
     database_url: SecretStr | None = _named("DATABASE_URL", None, "SQLAlchemy URL. Default: SQLite inside DATA_DIR.")
-    redis_url: SecretStr | None = _named("REDIS_URL", None, "Redis for several machines. Not used yet.")
     disk_reserve_mb: int = _own("DISK_RESERVE_MB", 512, "Free disk below which uploads are refused with 507.", ge=0)
 
     # -- the model
@@ -104,6 +103,15 @@ class Settings(BaseSettings):
     job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 10.0, "Seconds of run time allowed per second of audio.", ge=0)
     max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
 
+    # -- several machines
+    engine: Literal["local", "celery"] = _own("ENGINE", "local", "Where transcriptions run: here, or on nodes behind Celery.")
+    redis_url: SecretStr | None = _named("REDIS_URL", None, "Redis that carries the ids of jobs to the nodes.")
+    media_url: SecretStr | None = _own(
+        "MEDIA_URL", None, "Where all machines find inputs and results: file:///folder, s3://bucket/folder, any fsspec URL."
+    )
+    lease_s: float = _own("LEASE_S", 15.0, "Seconds after which the jobs of a silent node go elsewhere.", ge=1, le=3600)
+    node_name: str = _own("NODE_NAME", "", "Name of this node. Default: the host's, and a few random letters.", max_length=48)
+
     # -- async jobs
     result_ttl_s: float = _own("RESULT_TTL_S", 604800.0, "Seconds that ended jobs and results of async ones are kept.", gt=0)
     webhook_secret: SecretStr | None = _own(
@@ -142,6 +150,12 @@ class Settings(BaseSettings):
         except ValueError:
             raise ValueError("must be whsec_ and base64 of 24 to 64 bytes") from None
         return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Settings:
+        if self.engine == "celery" and not (self.redis_url and self.database_url and self.media_url):
+            raise ValueError("STENOPOOL_ENGINE=celery needs REDIS_URL, DATABASE_URL and STENOPOOL_MEDIA_URL")
+        return self
 
     @field_validator("warm_models", "extractors", "url_ports", mode="before")
     @classmethod

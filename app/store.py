@@ -261,7 +261,7 @@ def _one(db: Connection, job_id: str) -> Job | None:
     return None if row is None else _job(row)
 
 
-def _job(row: RowMapping) -> Job:
+def _job(row: RowMapping | dict[str, Any]) -> Job:
     return Job(**(dict(row) | {"options": TranscribeOptions.from_dict(row["options"]), "status": Status(row["status"])}))
 
 

@@ -43,6 +43,11 @@ class Turns:
         self.paused = self.draining = False
         self.started = 0
 
+    def resize(self, running: int, parallel: int) -> None:
+        """From now on so many may run at once, and so many of them make progress at a time; one at the least."""
+        self.limits = replace(self.limits, running=max(1, running), parallel=max(1, parallel))
+        self.bounds.limits = self.limits
+
     def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
         """The ticket is ready to run: call ``on_turn(seat, None)`` once it may, or ``on_turn(None, error)``."""
         ticket.on_turn = on_turn

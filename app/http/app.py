@@ -11,44 +11,15 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app.desk.desk import Desk
+from app.build import build_service
 from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
 from app.http import capacity, jobs, routes
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
-from app.measurements import Measurements
-from app.pool.lane import PoolLimits
-from app.pool.spawn import Spawner
-from app.pool.supervisor import Pool
-from app.service import Service, worker_setup
+from app.service import Service
 from app.settings import Settings
-from app.store import AsyncStore, Store
-from app.work import WorkerSetup
-
-ENGINE = "app.engine.pipeline"
-PRELOAD = ("app.engine.preload",)
 
 _DESCRIPTION = "A WhisperX transcription API that admits as much work as fits. Authorize with X-API-Key."
-
-
-def build_service(settings: Settings, engine: str = ENGINE, preload: tuple[str, ...] = PRELOAD) -> Service:
-    """The service with its store and pool; nothing is started yet."""
-
-    def setup_for(model: str) -> WorkerSetup:
-        return worker_setup(settings, model, engine)
-
-    limits = PoolLimits(
-        workers_per_model=settings.workers_per_model,
-        max_resident_models=settings.max_resident_models,
-        ping_interval_s=settings.ping_interval_s,
-        ping_timeout_s=settings.ping_timeout_s,
-        setup_timeout_s=settings.setup_timeout_s,
-        idle_ttl_s=settings.idle_ttl_s,
-    )
-    pool = Pool(Spawner(preload), setup_for, limits)
-    store = Store(settings.store_url)
-    desk = Desk(settings, pool, Measurements(store))
-    return Service(settings, AsyncStore(store), pool, desk)
 
 
 def create_app(

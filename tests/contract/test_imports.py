@@ -21,7 +21,7 @@ ROOMS = {
     "jobs": set(),
     "work": {"jobs"},
     "languages": {"errors"},
-    "catalogue": {"settings", "errors"},
+    "catalogue": {"settings", "errors", "work"},
     "formats": {"languages", "jobs", "errors"},
     "migrations": set(),
     "database": {"errors", "settings", "migrations"},
@@ -53,14 +53,31 @@ ROOMS = {
         "pool",
         "media",
     },
+    "cluster": LEAVES
+    | {"build", "service", "runs", "desk", "intake", "admission", "store", "database", "measurements", "pool", "media"},
+    "build": LEAVES | {"service", "desk", "measurements", "store", "pool", "cluster"},
     "http": LEAVES
-    | {"service", "runs", "background", "desk", "intake", "admission", "store", "keys", "measurements", "pool", "media"},
+    | {
+        "build",
+        "service",
+        "runs",
+        "background",
+        "desk",
+        "intake",
+        "admission",
+        "store",
+        "keys",
+        "measurements",
+        "pool",
+        "media",
+    },
     "welcome": LEAVES | {"store", "keys"},
     "main": LEAVES | {"http", "service", "welcome"},
 }
 ONLY_IN = {
     "engine": {"torch", "whisperx", "ctranslate2", "faster_whisper", "transformers", "torchaudio", "pyannote"},
     "http": {"fastapi", "starlette", "uvicorn"},
+    "cluster": {"celery", "kombu", "redis", "fsspec"},
 }
 
 

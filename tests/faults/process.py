@@ -40,13 +40,13 @@ class Process:
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, f"left behind: {[title(child) for child in alive]}"
 
-    def wait_ready(self) -> None:
-        """Until a worker can take a job."""
+    def wait_ready(self, path: str = "/ready") -> None:
+        """Until a worker can take a job, or whatever ``path`` says."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process.poll() is None
             try:
-                if self.client.get("/ready").status_code == 200:
+                if self.client.get(path).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -55,8 +55,8 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, **settings: str) -> Iterator[Process]:
-    """A server with its data in ``folder``, which may hold that of an earlier one."""
+def started(folder: Path, ready: str = "/ready", **settings: str) -> Iterator[Process]:
+    """A server with its data in ``folder``, which may hold that of an earlier one, once ``ready`` answers 200."""
     port = free_port()
     own = {
         "PORT": str(port),
@@ -75,7 +75,7 @@ def started(folder: Path, **settings: str) -> Iterator[Process]:
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
     try:
         server = Process(process, client, folder / "data")
-        server.wait_ready()
+        server.wait_ready(ready)
         yield server
     finally:
         client.close()
@@ -85,13 +85,14 @@ def started(folder: Path, **settings: str) -> Iterator[Process]:
 
 if __name__ == "__main__":
     import main
+    from app import build as wiring
     from app.http import app
     from tests.faults import failpoints
 
     def build(settings: Settings) -> Service:
         """The fake engine, in workers that know of failpoints."""
         preload = ("tests.faults.worker_failpoints",) if "FAILPOINT" in os.environ else ()
-        return app.build_service(settings, "tests.fakes.engine", preload)
+        return wiring.build_service(settings, "tests.fakes.engine", preload)
 
     failpoints.install("api")
     app.create_app.__defaults__ = (build, *app.create_app.__defaults__[1:])  # type: ignore[index]
