@@ -23,6 +23,14 @@ log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 10
 
+_DEADLINES = {
+    "connect_timeout": BUSY_TIMEOUT_S,
+    "keepalives_idle": BUSY_TIMEOUT_S,
+    "tcp_user_timeout": 1000 * BUSY_TIMEOUT_S,
+    "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout={3 * BUSY_TIMEOUT_S}s",
+}
+"""libpq's, so that a database that has gone silent keeps nobody waiting for ever."""
+
 metadata = MetaData()
 
 
@@ -103,7 +111,8 @@ class Database:
 def _engine(url: str) -> Engine:
     parsed = _parsed(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S)
+        more = {"connect_args": _DEADLINES} if parsed.drivername == "postgresql+psycopg" else {}
+        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, **more)
     if parsed.database and not parsed.database.startswith((":", "file:")):
         _make_private(Path(parsed.database))
     engine = create_engine(parsed, hide_parameters=True)

@@ -130,7 +130,9 @@ class NodeStore(SharedStore):
     def requeue(self, job_id: str, attempt: int, *, charge: bool = True) -> bool:
         """An attempt has failed, and the next one will be made here."""
         with self.writing() as db:
-            return db.execute(self._change(job_id).values(forgiven=jobs.c.forgiven + (0 if charge else 1))).rowcount == 1
+            return (
+                db.execute(self._change(job_id, attempt).values(forgiven=jobs.c.forgiven + (0 if charge else 1))).rowcount == 1
+            )
 
     def finish(
         self, job_id: str, attempt: int, status: Status, *, error: StenopoolError | None = None, worked_s: float = 0.0
@@ -138,7 +140,7 @@ class NodeStore(SharedStore):
         """End the attempt that is ours; ``worked_s``: seconds of engine calls. False where it is not: drop the result then."""
         with self.writing() as db:
             ended = _ending(self.clock(db), error.code if error else None, error.message if error else None)
-            if not db.execute(self._change(job_id).values(status=status.value, **ended)).rowcount:
+            if not db.execute(self._change(job_id, attempt).values(status=status.value, **ended)).rowcount:
                 return False
             done = {"lease_until": None, "fraction": 1.0, "worked_s": worked_s}
             db.execute(update(leases).where(leases.c.job_id == job_id).values(**done))
@@ -148,11 +150,12 @@ class NodeStore(SharedStore):
         """End the attempt that is ours with ``error``."""
         return self.finish(job_id, self.claims[job_id].attempt, Status.FAILED, error=error)
 
-    def _mine(self, job_id: str) -> tuple[ColumnElement[bool], ...]:
-        return jobs.c.id == job_id, jobs.c.status == Status.RUNNING.value, jobs.c.attempts == self.claims[job_id].attempt
+    def _mine(self, job_id: str, attempt: int | None = None) -> tuple[ColumnElement[bool], ...]:
+        held = self.claims[job_id].attempt if attempt is None else attempt
+        return jobs.c.id == job_id, jobs.c.status == Status.RUNNING.value, jobs.c.attempts == held
 
-    def _change(self, job_id: str) -> Update:
-        return update(jobs).where(*self._mine(job_id))
+    def _change(self, job_id: str, attempt: int | None = None) -> Update:
+        return update(jobs).where(*self._mine(job_id, attempt))
 
     def _charged(self, db: Connection, job_id: str) -> int:
         charged: int = db.execute(select(jobs.c.attempts - jobs.c.forgiven).where(jobs.c.id == job_id)).scalar_one()

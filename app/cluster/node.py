@@ -192,6 +192,7 @@ class WorkNode:
             places=self.places,
             runners=desk.jobs.limits.parallel,
             room_bytes=max(0, desk.memory.budget - base - worker),
+            most_bytes=desk.jobs.most_bytes,
             running=len(self._tasks),
             ready=self._pool.ready,
             workers=self._pool.stats(),

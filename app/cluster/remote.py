@@ -33,13 +33,14 @@ class Place:
 class RemotePool:
     """In the place of :class:`app.pool.supervisor.Pool`. ``memory`` is what all nodes together have for jobs.
 
-    ``resized(places, runners, most_bytes)`` is told whenever that may have changed.
+    ``resized(places, runners, most_bytes)`` is told whenever that may have changed. That no node is there refuses nobody.
     """
 
     def __init__(self, store: AsyncStore, sync: SharedStore, heard_s: float) -> None:
         self._store, self._sync, self._heard_s = store, sync, heard_s
         self.memory = Ledger(0)
         self.nodes: Sequence[Node] = ()
+        self._most_bytes = 1 << 62
         self.desk: Desk
         self.resized: Callable[[int, int, int], None] = lambda places, runners, most_bytes: None
         self.on_close: Callable[[], None] = lambda: None
@@ -113,5 +114,6 @@ class RemotePool:
             log.warning("nodes: %s", ", ".join(node.id for node in nodes) or "none")
         self.nodes = nodes
         self.memory.budget = sum(node.room_bytes for node in nodes)
-        places, runners = sum(node.places for node in nodes), sum(node.runners for node in nodes)
-        self.resized(places, runners, max((node.room_bytes for node in nodes), default=0))
+        if nodes:  # else the largest job is what it was: they will come back
+            self._most_bytes = max(node.most_bytes for node in nodes)
+        self.resized(sum(node.places for node in nodes), sum(node.runners for node in nodes), self._most_bytes)

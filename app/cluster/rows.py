@@ -35,17 +35,22 @@ nodes = Table(
     Column("state", JSON, nullable=False),
 )
 
+FORGOTTEN_S = 86_400.0
+
 
 @dataclass(frozen=True)
 class Node:
-    """What a node says of itself. ``places``: jobs at once, ``runners`` of them make progress at a time;
-    ``room_bytes``: memory for jobs beside the workers; ``workers``: those of each model, as the pool shows them.
+    """What a node says of itself.
+
+    ``places``: jobs at once, ``runners`` of them make progress at a time; ``room_bytes``: memory for jobs beside one worker,
+    ``most_bytes``: for a worker and its job; ``workers``: those of each model, as the pool shows them.
     """
 
     id: str
     places: int
     runners: int
     room_bytes: int
+    most_bytes: int
     running: int = 0
     ready: bool = False
     workers: dict[str, Any] = field(default_factory=dict)
@@ -111,7 +116,8 @@ class SharedStore(Store):
     # -- what one box does at its start and end, and an API of several machines must not
 
     def interrupt_all(self, **_: Any) -> Jobs:
-        """Nothing: the callers of other APIs still wait. What is too old is :meth:`drop_forgotten`'s."""
+        """Only what is older than anybody waits: the callers of other APIs may still be there."""
+        self.drop_forgotten(FORGOTTEN_S)
         return []
 
     def recover(self, max_attempts: int) -> Jobs:

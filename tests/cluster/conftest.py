@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.cluster import servers
+from tests.cluster.machines import Cluster, cluster
 from tests.cluster.servers import Postgres, Redis
 
 
@@ -23,7 +24,7 @@ def postgres() -> Iterator[Postgres]:
         server.stop()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     if reason := servers.missing():
         pytest.skip(reason)
@@ -31,3 +32,10 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def here(redis: Redis, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One API for all tests here; each says which nodes it wants."""
+    with cluster(tmp_path_factory.mktemp("cluster"), redis, postgres) as made:
+        yield made

@@ -52,6 +52,12 @@ class NodeProcess:
         for one in reversed(self.family()):
             one.resume()
 
+    def end(self) -> None:
+        """However it is: it has to go, with all that it has started."""
+        if self.process.poll() is None:
+            self.thaw()
+            stop(self.process)
+
     def drain(self) -> None:
         """SIGTERM, and wait for its end."""
         self.process.send_signal(signal.SIGTERM)
@@ -68,6 +74,7 @@ class Cluster:
     settings: dict[str, str]
     api: faults.Process = field(init=False)
     nodes: dict[str, NodeProcess] = field(default_factory=dict)
+    stack: ExitStack = field(default_factory=ExitStack)
 
     @property
     def client(self) -> httpx.Client:
@@ -98,6 +105,26 @@ class Cluster:
             )
         self.nodes[name] = NodeProcess(name, process)
         return self.nodes[name]
+
+    def have(self, *names: str) -> list[NodeProcess]:
+        """Exactly these nodes, ready and idle; what an earlier test has done to others does not matter."""
+        for name in set(self.nodes) - set(names):
+            self.nodes.pop(name).end()
+        for name in names:
+            if name not in self.nodes or self.nodes[name].process.poll() is not None:
+                self.node(name)
+        self.wait_nodes(len(names))
+        until(lambda: all(one["running"] == 0 for one in self.seen()), "idle nodes")
+        return [self.nodes[name] for name in names]
+
+    def restart_api(self) -> None:
+        """SIGKILL of the API, and a new one."""
+        self.api.kill()
+        self.start_api()
+
+    def start_api(self) -> None:
+        """Start one."""
+        self.api = self.stack.enter_context(faults.started(self.folder, ready="/health", **self.settings))
 
     def wait_nodes(self, count: int) -> None:
         """Until the API knows so many nodes that can work."""
@@ -139,15 +166,13 @@ def cluster(folder: Path, redis: Redis, postgres: Postgres, **settings: str) -> 
         **settings,
     }
     here = Cluster(folder, redis, postgres, shared)
-    with ExitStack() as stack:
-        here.api = stack.enter_context(faults.started(folder, ready="/health", **shared))
+    with here.stack:
+        here.start_api()
         try:
             yield here
         finally:
             for node in here.nodes.values():
-                if node.process.poll() is None:
-                    node.thaw()
-                    stop(node.process)
+                node.end()
 
 
 if __name__ == "__main__":
