@@ -209,8 +209,8 @@ class Desk:
 
     def resize(self, places: int, runners: int, most_bytes: int) -> None:
         """How many transcriptions may run at once, how many of them make progress, and what the largest may take, elsewhere."""
-        self.jobs.resize(places, runners)
         self.jobs.most_bytes = most_bytes
+        self.jobs.resize(max(1, places), max(1, runners))
         self.changed()
 
     def _measure_base(self) -> None:
