@@ -16,8 +16,8 @@ from typing import Any
 
 from app.admission.ticket import Phase, Ticket
 from app.desk.desk import Desk
-from app.durable import sync
-from app.errors import DiskFull, NotFound, StenopoolError
+from app.durable import keep
+from app.errors import NotFound, StenopoolError
 from app.intake import Intake, Source
 from app.jobs import Job, Status
 from app.media.paths import remove_tree
@@ -66,8 +66,9 @@ class Background:
             StenopoolError: it was not taken over.
         """
         if not source.url:
-            source = Source(upload=await self._intake.fetch(job.owner, folder, source))
-            await asyncio.to_thread(_sync, source.upload)
+            upload = await self._intake.fetch(job.owner, folder, source)
+            await asyncio.to_thread(keep, upload)
+            source = Source(upload=upload)
         where = {"url": source.url} if source.url else {"file": source.upload.name if source.upload else ""}
         job = replace(job, background=True, source=where)
         try:
@@ -97,8 +98,6 @@ class Background:
             folder = self._settings.jobs_dir / job.id
             where = job.source or {}
             source = Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
-            await asyncio.to_thread(remove_tree, folder, where.get("file", ""))
-            await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
             self._begin(job, folder, source, self._desk.jobs.join(ask))
 
@@ -119,21 +118,29 @@ class Background:
     async def _run(self, live: Live, folder: Path, source: Source) -> None:
         """Until the row says that the job has ended; what fails for lack of disk, or in the store, is tried again."""
         job, pause_s = live.job, FIRST_PAUSE_S
+        ended: bool | None = False
 
         def progress(stage: str, fraction: float) -> None:
             live.stage, live.fraction = stage, fraction
             live.tell()
 
-        while not await self._once(job, folder, source, live.ticket, progress):
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            self._desk.release(self._desk.jobs, live.ticket)
+        while True:
+            if ended is None:
+                ended = await self._settle(job, folder)
+            if ended is False:
+                ended = await self._once(job, folder, source, live.ticket, progress)
+            if ended:
+                return
+            self._desk.release(self._desk.jobs, live.ticket)  # its seat and its memory are for others while it pauses
             live.ticket = self._desk.jobs.join(live.ticket.ask)
             live.ticket.stays = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool:
-        """Whether the job has ended, one way or the other; only then its input may go."""
+    async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool | None:
+        """Run it; then as :meth:`_settle`."""
         try:
+            await _clear(folder, source)
             result = await self._runs.run(job, folder, source, ticket, progress)
             await asyncio.to_thread(remove_tree, folder, result.name)
             return True
@@ -144,15 +151,23 @@ class Background:
         except Exception as error:
             if not isinstance(error, StenopoolError):
                 log.exception("a background job failed", extra={"job_id": job.id})
+        return await self._settle(job, folder)
+
+    async def _settle(self, job: Job, folder: Path) -> bool | None:
+        """Whether the job has ended, one way or the other: only then its input may go; if not, it is back in line.
+
+        None where the store cannot say: it must not be run before it is back in line, or it would look as if it was cancelled.
+        """
         try:
             row = await self._store.run(self._store.sync.get, job.id)
             if row is None or row.status.final:  # it may have succeeded, although it looked otherwise
                 await asyncio.to_thread(remove_tree, folder, _result_of(row) if row is not None else "")
                 return True
             await self._store.run(self._store.sync.hand_back, job.id)
+            return False
         except StenopoolError:
             log.warning("the store cannot say how a job ended", extra={"job_id": job.id})
-        return False
+            return None
 
     # -- out
 
@@ -276,11 +291,7 @@ def _result_of(job: Job) -> str:
     return result_path(Path(), job.attempts).name if job.status is Status.SUCCEEDED else ""
 
 
-def _sync(path: Path | None) -> None:
-    """Make sure that a file and its name survive a power cut."""
-    assert path is not None
-    try:
-        for one in (path, path.parent, path.parent.parent):
-            sync(one)
-    except OSError as error:
-        raise DiskFull("The upload could not be written to the disk.") from error
+async def _clear(folder: Path, source: Source) -> None:
+    """Nothing but the input stays of an earlier try: a full disk needs the room."""
+    await asyncio.to_thread(remove_tree, folder, source.upload.name if source.upload else "")
+    folder.mkdir(0o700, exist_ok=True)  # noqa: ASYNC240  (in a thread, what a cancelled job still makes would stay)

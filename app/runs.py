@@ -11,6 +11,7 @@ from pathlib import Path
 
 from app.admission.ticket import Ticket
 from app.desk.desk import Desk
+from app.durable import room
 from app.errors import Cancelled, CapacityError, DiskFull, OutOfMemory, StenopoolError, WorkerLost
 from app.intake import Intake, Source
 from app.jobs import Job, Status, TranscribeOptions
@@ -46,8 +47,9 @@ class Runs:
         """
         try:
             self.settle(ticket, job.options, ticket.audio_s)  # the model may stand in the form
-            input_file = await self._intake.fetch(job.owner, folder, source)
-            decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
+            with room():
+                input_file = await self._intake.fetch(job.owner, folder, source)
+                decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
             await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
             self.settle(ticket, job.options, decoded.duration_s)
             self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
@@ -96,7 +98,7 @@ class Runs:
                     return await self._finish(job.id, started.attempts, result)
                 except WorkerDied as death:
                     deaths += death.alone
-                    of_memory = await self._died(job, death)
+                    of_memory = await self._died_of_memory(job, death)
                     await self._store.run(self._store.sync.requeue, job.id, started.attempts, charge=death.alone)
             self._desk.again(ticket)
         kind = OutOfMemory if of_memory else WorkerLost
@@ -116,9 +118,9 @@ class Runs:
 
         return report
 
-    async def _died(self, job: Job, death: WorkerDied) -> bool:
+    async def _died_of_memory(self, job: Job, death: WorkerDied) -> bool:
         """Whether it was for lack of memory; the next such job is billed more then."""
-        of_memory = await self._desk.died_of_memory()
+        of_memory = death.of_memory or await self._desk.died_of_memory()
         if of_memory and death.alone:
             self._desk.prices.learn_death(job.options.model)
         return of_memory
