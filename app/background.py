@@ -89,7 +89,6 @@ class Background:
         """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
         for job in left:
             folder = self._settings.jobs_dir / job.id
-            await self._runs.tidy(job, folder)
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
             self._begin(job, folder, self._runs.source(job, folder), self._desk.jobs.join(ask))
 
@@ -110,21 +109,29 @@ class Background:
     async def _run(self, live: Live, folder: Path, source: Source) -> None:
         """Until the row says that the job has ended; what fails for lack of disk, or in the store, is tried again."""
         job, pause_s = live.job, FIRST_PAUSE_S
+        ended: bool | None = False
 
         def progress(stage: str, fraction: float) -> None:
             live.stage, live.fraction = stage, fraction
             live.tell()
 
-        while not await self._once(job, folder, source, live.ticket, progress):
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-            self._desk.release(self._desk.jobs, live.ticket)
+        while True:
+            if ended is None:
+                ended = await self._settle(job)
+            if ended is False:
+                ended = await self._once(job, folder, source, live.ticket, progress)
+            if ended:
+                return
+            self._desk.release(self._desk.jobs, live.ticket)  # its seat and its memory are for others while it pauses
             live.ticket = self._desk.jobs.join(live.ticket.ask)
             live.ticket.stays = True
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
-    async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool:
-        """Whether the job has ended, one way or the other; only then its input may go."""
+    async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool | None:
+        """Run it; then as :meth:`_settle`."""
         try:
+            await self._runs.tidy(job, folder)
             result = await self._runs.run(job, folder, source, ticket, progress)
             await self._runs.discard(job.id, result.name)
             return True
@@ -135,15 +142,23 @@ class Background:
         except Exception as error:
             if not isinstance(error, StenopoolError):
                 log.exception("a background job failed", extra={"job_id": job.id})
+        return await self._settle(job)
+
+    async def _settle(self, job: Job) -> bool | None:
+        """Whether the job has ended, one way or the other: only then its input may go; if not, it is back in line.
+
+        None where the store cannot say: it must not be run before it is back in line, or it would look as if it was cancelled.
+        """
         try:
             row = await self._store.run(self._store.sync.get, job.id)
             if row is None or row.status.final:  # it may have succeeded, although it looked otherwise
                 await self._runs.discard(job.id, _result_of(row) if row is not None else "")
                 return True
             await self._store.run(self._store.sync.hand_back, job.id)
+            return False
         except StenopoolError:
             log.warning("the store cannot say how a job ended", extra={"job_id": job.id})
-        return False
+            return None
 
     # -- out
 

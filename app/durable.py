@@ -1,9 +1,16 @@
-"""What survives a power cut."""
+"""What survives a power cut, and what a full disk does to it."""
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from app.errors import DiskFull
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sync(path: Path) -> None:
@@ -13,3 +20,36 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def keep_safe(upload: Path) -> None:
+    """Make sure that a file survives a power cut, with its name and that of its folder.
+
+    Raises:
+        DiskFull: it could not be written.
+    """
+    try:
+        for one in (upload, upload.parent, upload.parent.parent):
+            sync(one)
+    except OSError as error:
+        raise DiskFull("The upload could not be written to the disk.") from error
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether there was no room on the disk, or none left of a quota."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """What needs room on the disk.
+
+    Raises:
+        DiskFull: there is none. Other errors stay what they are.
+    """
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise DiskFull("The server ran out of disk space.") from error
+        raise

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.admission.ticket import Ticket
 from app.desk.desk import Desk
-from app.durable import sync
+from app.durable import keep_safe, room
 from app.errors import Cancelled, CapacityError, DiskFull, NotFound, OutOfMemory, StenopoolError, WorkerLost
 from app.intake import Intake, Source
 from app.jobs import Job, Status, TranscribeOptions
@@ -48,8 +48,9 @@ class Runs:
         """
         try:
             self.settle(ticket, job.options, ticket.audio_s)  # the model may stand in the form
-            input_file = await self._intake.fetch(job.owner, folder, source)
-            decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
+            with room():
+                input_file = await self._intake.fetch(job.owner, folder, source)
+                decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
             await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
             self.settle(ticket, job.options, decoded.duration_s)
             self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
@@ -73,7 +74,7 @@ class Runs:
         if source.url:
             return {"url": source.url}
         upload = await self._intake.fetch(job.owner, folder, source)
-        await asyncio.to_thread(_sync, upload)
+        await asyncio.to_thread(keep_safe, upload)
         return {"file": upload.name}
 
     def source(self, job: Job, folder: Path) -> Source:
@@ -82,9 +83,9 @@ class Runs:
         return Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
 
     async def tidy(self, job: Job, folder: Path) -> None:
-        """Make sure that there is a folder for another try, with nothing in it but the input."""
+        """A folder for another try, with nothing in it but the input: a full disk needs the room."""
         await asyncio.to_thread(remove_tree, folder, (job.source or {}).get("file", ""))
-        await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
+        folder.mkdir(0o700, exist_ok=True)  # noqa: ASYNC240  (in a thread, what a cancelled job still makes would stay)
 
     async def result(self, job: Job) -> Path:
         """The result file of a job that has succeeded.
@@ -139,7 +140,7 @@ class Runs:
                     return await self._finish(job, started.attempts, result, measured)
                 except WorkerDied as death:
                     deaths += death.alone
-                    of_memory = await self._died(job, death)
+                    of_memory = await self._died_of_memory(job, death)
                     await self._store.run(self._store.sync.requeue, job.id, started.attempts, charge=death.alone)
             self._desk.again(ticket)
         kind = OutOfMemory if of_memory else WorkerLost
@@ -159,9 +160,9 @@ class Runs:
 
         return report
 
-    async def _died(self, job: Job, death: WorkerDied) -> bool:
+    async def _died_of_memory(self, job: Job, death: WorkerDied) -> bool:
         """Whether it was for lack of memory; the next such job is billed more then."""
-        of_memory = await self._desk.died_of_memory()
+        of_memory = death.of_memory or await self._desk.died_of_memory()
         if of_memory and death.alone:
             self._desk.prices.learn_death(job.options.model)
         return of_memory
@@ -170,12 +171,3 @@ class Runs:
         if not await self._store.run(self._store.sync.finish, job.id, attempt, Status.SUCCEEDED):
             raise Cancelled("The job was cancelled.")
         return result
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file and its name survive a power cut."""
-    try:
-        for one in (path, path.parent, path.parent.parent):
-            sync(one)
-    except OSError as error:
-        raise DiskFull("The upload could not be written to the disk.") from error

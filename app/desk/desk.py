@@ -154,7 +154,10 @@ class Desk:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
-            await self._save()
+            try:
+                await self._save()
+            except StenopoolError:  # the rest of the server must still stop in order
+                log.warning("what was learned could not be kept")
 
     def drain(self) -> None:
         """Start no background job any more, and let nobody wait for a transcription; who finds a place free may still run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from app.errors import Cancelled, DiskFull, InputError
+from app.durable import room
+from app.errors import Cancelled, InputError
 from app.media.paths import require_disk
 
 MAX_FIELDS = 64
@@ -153,13 +153,9 @@ class FileSink:
     def _write(self, file: FileIO, data: bytes) -> None:
         require_disk(self.path.parent, len(data), self._reserve_mb)
         rest = memoryview(data)
-        try:
+        with room():
             while rest:
                 rest = rest[file.write(rest) :]
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise DiskFull("The server ran out of disk space.") from error
-            raise
 
     async def close(self) -> None:
         """Write the rest and close."""

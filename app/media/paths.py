@@ -18,6 +18,7 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
+from app.durable import room
 from app.errors import DiskFull, MediaNotFound
 from app.media.process import MB
 
@@ -29,7 +30,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a FIFO that someone put there would wait for a writer for ever.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def open_inside(root: Path, relative: str) -> BinaryIO:
@@ -147,11 +147,10 @@ def _copy(root: Path, relative: str, dst: Path, reserve_mb: int) -> int:
         require_disk(dst.parent, os.fstat(source).st_size, reserve_mb)
         target = os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            return _pump(source, target)
-        except BaseException as error:
+            with room():
+                return _pump(source, target)
+        except BaseException:
             dst.unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in _FULL:
-                raise DiskFull("The server ran out of disk space.") from error
             raise
         finally:
             os.close(target)

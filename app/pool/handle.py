@@ -29,11 +29,11 @@ class State(Enum):
 
 
 class WorkerDied(Exception):
-    """The worker ended while it held the job. ``alone``: no other job can be to blame."""
+    """The worker ended while it held the job. ``alone``: no other job can be to blame. ``of_memory``: we ended it for that."""
 
-    def __init__(self, alone: bool) -> None:
+    def __init__(self, alone: bool, of_memory: bool = False) -> None:
         super().__init__(f"worker died, alone={alone}")
-        self.alone = alone
+        self.alone, self.of_memory = alone, of_memory
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,13 @@ class Handle:
         else:
             running.done.set_exception(_error(message))
 
-    def bury(self, *, blame: bool = True) -> None:
+    def bury(self, *, blame: bool = True, of_memory: bool = False) -> None:
         """Mark the worker dead and tell every job it held; a job is to ``blame`` only where it was the only one."""
         self.state = State.DEAD
         alone = blame and len(self.running) == 1
         for running in self.running.values():
             if not running.done.done():
-                running.done.set_exception(WorkerDied(alone))
+                running.done.set_exception(WorkerDied(alone, of_memory))
         self.running.clear()
 
 

@@ -95,11 +95,14 @@ class Pool:
                 self._fill(lane, frozenset(self._lanes))
 
     def shed_newest(self) -> bool:
-        """Kill the worker of the job that began last; its jobs see :class:`WorkerDied`. False where nothing runs."""
+        """Kill the worker of the job that began last; its jobs see :class:`WorkerDied`. False where nothing runs.
+
+        Nobody is to blame, but for a job that filled the memory although it had its worker to itself: it would go on for ever.
+        """
         workers = [worker for lane in self._lanes.values() for worker in lane.workers if worker.running]
         if workers:
             newest = max(workers, key=lambda worker: max(one.since for one in worker.running.values()))
-            self.kill(newest, "memory is nearly full", blame=False)
+            self.kill(newest, "memory is nearly full", blame=newest.exclusive, of_memory=True)
         return bool(workers)
 
     def stats(self) -> dict[str, Any]:
@@ -274,14 +277,16 @@ class Pool:
             await asyncio.sleep(self._limits.ping_interval_s)
             missed = 0 if handle.last_pong >= sent_at else missed + 1
 
-    def kill(self, handle: Handle, reason: str, culprit: str | None = None, *, blame: bool = True) -> None:
+    def kill(
+        self, handle: Handle, reason: str, culprit: str | None = None, *, blame: bool = True, of_memory: bool = False
+    ) -> None:
         """SIGKILL. Jobs but ``culprit`` see :class:`WorkerDied` and are tried again; ``blame`` none if that is false."""
         log.warning("killing worker: %s", reason, extra={"model": handle.model, "pid": handle.child.pid})
         running = handle.running.pop(culprit, None) if culprit else None
         if running is not None and not running.done.done():
             running.done.set_exception(Cancelled("The job was stopped."))
             running.done.exception()  # seen: nobody else will look
-        handle.bury(blame=blame and culprit is None)
+        handle.bury(blame=blame and culprit is None, of_memory=of_memory)
         handle.child.kill()
 
 

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from setproctitle import setproctitle
 
 from app import logs
-from app.durable import sync
+from app.durable import room, sync
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
 from app.pool.meter import Meter
@@ -155,11 +155,20 @@ class Worker:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there."""
+    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
+
+    Raises:
+        DiskFull: there is no room for it. Nothing of it stays.
+    """
     temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
+    try:
+        with room():
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

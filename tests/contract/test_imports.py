@@ -17,7 +17,7 @@ ROOMS = {
     "cgroups": set(),
     "logs": set(),
     "lock": {"errors"},
-    "durable": set(),
+    "durable": {"errors"},
     "jobs": set(),
     "work": {"jobs"},
     "languages": {"errors"},
