@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from app.admission.ticket import Phase, Ticket
 from app.desk.desk import Desk
-from app.durable import sync
-from app.errors import DiskFull, NotFound, StenopoolError
-from app.intake import Intake, Source
+from app.errors import NotFound, StenopoolError
+from app.intake import Intake, Source, source_of, sync_upload
 from app.jobs import Job, Status
-from app.media.paths import remove_tree
+from app.media.paths import remove_tree, remove_trees
 from app.runs import Progress, Runs, result_path
 from app.settings import Settings
 from app.store import AsyncStore
@@ -55,7 +54,8 @@ class Background:
         self._settings, self._store, self._desk, self._intake, self._runs = settings, store, desk, intake, runs
         self._live: dict[str, Live] = {}
         self._stopping = False
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: list[Callable[[], None]] = []
+        self._begun = asyncio.Event()
 
     # -- in
 
@@ -67,7 +67,7 @@ class Background:
         """
         if not source.url:
             source = Source(upload=await self._intake.fetch(job.owner, folder, source))
-            await asyncio.to_thread(_sync, source.upload)
+            await asyncio.to_thread(sync_upload, source.upload)
         where = {"url": source.url} if source.url else {"file": source.upload.name if source.upload else ""}
         job = replace(job, background=True, source=where)
         try:
@@ -80,9 +80,12 @@ class Background:
         return job
 
     async def kept(self) -> dict[str, str]:
-        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result."""
+        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result.
+
+        Not of items of a batch that go on: they fetch their audio again.
+        """
         jobs = await self._store.run(self._store.sync.of_background)
-        return {job.id: _result_of(job) for job in jobs}
+        return {job.id: _result_of(job) for job in jobs if job.batch_id is None or job.status.final}
 
     async def reclaim(self) -> list[Job]:
         """What the last boot had acknowledged and not ended; back in line, by its rows."""
@@ -95,24 +98,30 @@ class Background:
         """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
         for job in left:
             folder = self._settings.jobs_dir / job.id
-            where = job.source or {}
-            source = Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
-            await asyncio.to_thread(remove_tree, folder, where.get("file", ""))
-            await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
+            await asyncio.to_thread(_clear, folder, job)
+            if self._stopping:
+                return
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
-            self._begin(job, folder, source, self._desk.jobs.join(ask))
+            self._begin(job, folder, source_of(job.source or {}, folder), self._desk.jobs.join(ask))
 
     def _begin(self, job: Job, folder: Path, source: Source, ticket: Ticket) -> None:
         ticket.stays, ticket.ask = True, replace(ticket.ask, within_s=None)  # who comes back for it is never too late
         live = self._live[job.id] = Live(job, ticket)
         live.task = asyncio.create_task(self._run(live, folder, source))
         live.task.add_done_callback(lambda task: self._ended(live, task))  # also where it is cancelled before it begins
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Wake those who listen to items of a batch that are not in line yet."""
+        self._begun.set()
+        self._begun = asyncio.Event()
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         del self._live[live.job.id]
         self._desk.release(self._desk.jobs, live.ticket)
         live.tell()
-        self.on_end()
+        for tell in self.on_end:
+            tell()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background job was left to the next start", exc_info=error, extra={"job_id": live.job.id})
 
@@ -170,24 +179,17 @@ class Background:
     def view(self, job: Job) -> dict[str, Any]:
         """What its owner may see of it, as JSON values. Times are seconds, or ISO 8601."""
         live = self._live.get(job.id)
-        shown: dict[str, Any] = {
-            "job_id": job.id,
-            "status": job.status.value,
-            "model": job.options.model,
-            "created_at": job.created_at.isoformat(),
-            "started_at": job.started_at.isoformat() if job.started_at else None,
-            "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-            "duration": job.duration_s,
-            "attempts": job.attempts,
-        }
-        if job.status is Status.FAILED:
-            shown["error"] = {"code": job.error_code, "message": job.error_message}
+        shown = job.to_wire()
         if live is not None and not job.status.final:
             waiting = live.ticket.phase is not Phase.RUNNING
             shown["stage"] = "queued" if waiting else live.stage
             shown["percent"] = 0.0 if waiting else round(100 * live.fraction, 1)
             shown |= self._desk.jobs.estimate(live.ticket).to_dict()
         return shown
+
+    def items(self) -> list[Live]:
+        """The items of batches that are in line or run now."""
+        return [live for live in self._live.values() if live.job.batch_id is not None]
 
     async def wait(self, job_id: str) -> None:
         """Wait for the end of a job, or of this server."""
@@ -201,7 +203,7 @@ class Background:
         """
         while True:
             live = self._live.get(job.id)
-            changed = live.changed if live is not None else None
+            changed = live.changed if live is not None else self._begun if job.batch_id else None
             job = await self.get(job.id, job.owner)
             shown = self.view(job)
             number = f"{job.attempts}-{job.status.value}-{shown.get('stage', '')}-{shown.get('percent', '')}"
@@ -240,11 +242,17 @@ class Background:
             return
         if not await self._store.run(self._store.sync.cancel, job.id):
             return  # it has just ended by itself
-        live = self._live.get(job.id)
-        if live is not None and live.task is not None:
-            live.task.cancel()
-            await asyncio.wait({live.task}, timeout=HEARTBEAT_S)
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job.id)
+        await self.cut_off([job.id])
+
+    async def cut_off(self, ids: Sequence[str]) -> None:
+        """End the work of jobs whose rows were cancelled."""
+        tasks = {live.task for live in map(self._live.get, ids) if live is not None and live.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=HEARTBEAT_S)
+        self._tell_waiting()
+        await asyncio.to_thread(remove_trees, [self._settings.jobs_dir / job_id for job_id in ids])
 
     async def forget(self, job_id: str) -> None:
         """Delete a job that has ended, with its result."""
@@ -253,9 +261,15 @@ class Background:
 
     # -- the end of the server
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nobody new is started any more."""
+        return self._stopping
+
     def drain(self) -> None:
         """Nobody new is started; listeners are let go."""
         self._stopping = True
+        self._tell_waiting()
         for live in self._live.values():
             live.tell()
 
@@ -276,11 +290,7 @@ def _result_of(job: Job) -> str:
     return result_path(Path(), job.attempts).name if job.status is Status.SUCCEEDED else ""
 
 
-def _sync(path: Path | None) -> None:
-    """Make sure that a file and its name survive a power cut."""
-    assert path is not None
-    try:
-        for one in (path, path.parent, path.parent.parent):
-            sync(one)
-    except OSError as error:
-        raise DiskFull("The upload could not be written to the disk.") from error
+def _clear(folder: Path, job: Job) -> None:
+    """Its folder, with nothing in it but what was uploaded."""
+    remove_tree(folder, (job.source or {}).get("file", ""))
+    folder.mkdir(0o700, exist_ok=True)

@@ -47,7 +47,8 @@ class Runs:
         try:
             self.settle(ticket, job.options, ticket.audio_s)  # the model may stand in the form
             input_file = await self._intake.fetch(job.owner, folder, source)
-            decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
+            keep = job.background and source.upload is not None  # others are fetched again
+            decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
             await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
             self.settle(ticket, job.options, decoded.duration_s)
             self._desk.disk.resize(ticket.name, 0)  # it is on the disk now

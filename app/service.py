@@ -22,6 +22,7 @@ from app.admission import refusals
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
 from app.background import Background
+from app.batches import Batches
 from app.desk.desk import Desk
 from app.errors import InputError, by_code
 from app.formats import Transcript
@@ -85,7 +86,8 @@ class Service:
         self.background = Background(settings, store, desk, self._intake, self.runs)
         self._retention = Retention(settings, store, self.background.forget)
         self.webhooks = Webhooks(settings, store, self.background.view)
-        self.background.on_end = self.webhooks.wake
+        self.background.on_end.append(self.webhooks.wake)
+        self.batches = Batches(settings, store, desk, self.background, self.webhooks)
         self._watching: list[asyncio.Task[None]] = []
         self._stopping_since: float | None = None
         self._lock: int | None = None
@@ -113,7 +115,9 @@ class Service:
         for model in self.warm_models():
             self.pool.warm(model)
         await self.background.resume(acknowledged)
-        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks)]
+        await self.batches.feeder.resume()
+        watchers = (self._retention, self.webhooks, self.batches.feeder)
+        self._watching = [asyncio.create_task(one.watch()) for one in watchers]
 
     def warm_models(self) -> tuple[str, ...]:
         """The models to load at start."""

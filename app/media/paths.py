@@ -15,6 +15,7 @@ import secrets
 import shutil
 import stat
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,6 +90,12 @@ def remove_tree(folder: Path, keep: str = "") -> None:
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != keep:
             path.unlink(missing_ok=True)
+
+
+def remove_trees(folders: Iterable[Path]) -> None:
+    """Delete folders; what is not there is no error."""
+    for folder in folders:
+        remove_tree(folder)
 
 
 def free_bytes(folder: Path) -> int:
