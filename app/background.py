@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,8 @@ class Background:
         self._settings, self._store, self._desk, self._runs = settings, store, desk, runs
         self._live: dict[str, Live] = {}
         self._stopping = False
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: list[Callable[[], None]] = []
+        self._begun = asyncio.Event()
 
     # -- in
 
@@ -74,9 +75,12 @@ class Background:
         return job
 
     async def kept(self) -> dict[str, str]:
-        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result."""
+        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result.
+
+        Not of items of a batch that go on: they fetch their audio again.
+        """
         jobs = await self._store.run(self._store.sync.of_background)
-        return {job.id: _result_of(job) for job in jobs}
+        return {job.id: _result_of(job) for job in jobs if job.batch_id is None or job.status.final}
 
     async def reclaim(self) -> list[Job]:
         """What the last boot had acknowledged and not ended; back in line, by its rows."""
@@ -89,6 +93,8 @@ class Background:
         """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
         for job in left:
             folder = self._settings.jobs_dir / job.id
+            if self._stopping:
+                return
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
             self._begin(job, folder, self._runs.source(job, folder), self._desk.jobs.join(ask))
 
@@ -97,12 +103,19 @@ class Background:
         live = self._live[job.id] = Live(job, ticket)
         live.task = asyncio.create_task(self._run(live, folder, source))
         live.task.add_done_callback(lambda task: self._ended(live, task))  # also where it is cancelled before it begins
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Wake those who listen to items of a batch that are not in line yet."""
+        self._begun.set()
+        self._begun = asyncio.Event()
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         del self._live[live.job.id]
         self._desk.release(self._desk.jobs, live.ticket)
         live.tell()
-        self.on_end()
+        for tell in self.on_end:
+            tell()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background job was left to the next start", exc_info=error, extra={"job_id": live.job.id})
 
@@ -176,24 +189,17 @@ class Background:
     def view(self, job: Job) -> dict[str, Any]:
         """What its owner may see of it, as JSON values. Times are seconds, or ISO 8601."""
         live = self._live.get(job.id)
-        shown: dict[str, Any] = {
-            "job_id": job.id,
-            "status": job.status.value,
-            "model": job.options.model,
-            "created_at": job.created_at.isoformat(),
-            "started_at": job.started_at.isoformat() if job.started_at else None,
-            "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-            "duration": job.duration_s,
-            "attempts": job.attempts,
-        }
-        if job.status is Status.FAILED:
-            shown["error"] = {"code": job.error_code, "message": job.error_message}
+        shown = job.to_wire()
         if live is not None and not job.status.final:
             waiting = live.ticket.phase is not Phase.RUNNING
             shown["stage"] = "queued" if waiting else live.stage
             shown["percent"] = 0.0 if waiting else round(100 * live.fraction, 1)
             shown |= self._desk.jobs.estimate(live.ticket).to_dict()
         return shown
+
+    def items(self) -> list[Live]:
+        """The items of batches that are in line or run now."""
+        return [live for live in self._live.values() if live.job.batch_id is not None]
 
     async def wait(self, job_id: str) -> None:
         """Wait for the end of a job, or of this server."""
@@ -207,7 +213,7 @@ class Background:
         """
         while True:
             live = self._live.get(job.id)
-            changed = live.changed if live is not None else None
+            changed = live.changed if live is not None else self._begun if job.batch_id else None
             job = await self.get(job.id, job.owner)
             shown = self.view(job)
             number = f"{job.attempts}-{job.status.value}-{shown.get('stage', '')}-{shown.get('percent', '')}"
@@ -228,14 +234,6 @@ class Background:
         """Jobs of ``owner``, newest first."""
         return await self._store.run(self._store.sync.list, owner, status, limit, after, True)
 
-    async def result(self, job: Job) -> Path:
-        """The result file of a job that has succeeded.
-
-        Raises:
-            NotFound: it is gone.
-        """
-        return await self._runs.result(job)
-
     async def cancel(self, job: Job) -> None:
         """End a job that has not ended, and its engine call with it; forget one that has."""
         if job.status.final:
@@ -243,11 +241,22 @@ class Background:
             return
         if not await self._store.run(self._store.sync.cancel, job.id):
             return  # it has just ended by itself
-        live = self._live.get(job.id)
-        if live is not None and live.task is not None:
-            live.task.cancel()
-            await asyncio.wait({live.task}, timeout=HEARTBEAT_S)
-        await self._runs.discard(job.id)
+        await self.cut_off([job.id])
+
+    async def cut_off(self, ids: Sequence[str]) -> None:
+        """End the work of jobs whose rows were cancelled."""
+        tasks = {live.task for live in map(self._live.get, ids) if live is not None and live.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=HEARTBEAT_S)
+        self._tell_waiting()
+        await self.discard(ids)
+
+    async def discard(self, ids: Sequence[str]) -> None:
+        """Delete the files of jobs."""
+        for job_id in ids:
+            await self._runs.discard(job_id)
 
     async def forget(self, job_id: str) -> None:
         """Delete a job that has ended, with its result."""
@@ -256,9 +265,15 @@ class Background:
 
     # -- the end of the server
 
+    @property
+    def stopping(self) -> bool:
+        """Whether nobody new is started any more."""
+        return self._stopping
+
     def drain(self) -> None:
         """Nobody new is started; listeners are let go."""
         self._stopping = True
+        self._tell_waiting()
         for live in self._live.values():
             live.tell()
 

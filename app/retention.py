@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from app.batches_store import BatchRows
 from app.jobs import Job
 from app.media.process import MB
 from app.settings import Settings
@@ -33,6 +34,7 @@ class Retention:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._store, self._forget, self._now = settings, store, forget, now
+        self._batches = BatchRows(store.sync)
         self._began, self._began_at = store.sync.now(), now()
 
     async def watch(self) -> None:
@@ -45,10 +47,17 @@ class Retention:
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:
-        """Forget what is too old, then the oldest results while all of them are too large."""
+        """Forget what is too old, then the oldest results while all of them are too large; and batches that have no item left.
+
+        The items of a batch are too old together, when the last one is.
+        """
         today = self._began + timedelta(seconds=self._now() - self._began_at)
-        for job in await self._ended(today - timedelta(seconds=self._settings.result_ttl_s)):
-            await self._forget(job.id)
+        for job_id in await self._store.run(self._batches.old, today - timedelta(seconds=self._settings.result_ttl_s)):
+            await self._forget(job_id)
+        await self._shrink(today)
+        await self._store.run(self._batches.forget_empty)
+
+    async def _shrink(self, today: datetime) -> None:
         kept = [job for job in await self._ended(today + timedelta(days=1)) if job.background]
         sizes = await asyncio.to_thread(lambda: [_size(self._settings.jobs_dir / job.id) for job in kept])
         surplus = sum(sizes) - self._settings.results_mb * MB

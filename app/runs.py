@@ -13,7 +13,7 @@ from app.admission.ticket import Ticket
 from app.desk.desk import Desk
 from app.durable import keep_safe, room
 from app.errors import Cancelled, CapacityError, DiskFull, NotFound, OutOfMemory, StenopoolError, WorkerLost
-from app.intake import Intake, Source
+from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status, TranscribeOptions
 from app.media.decode import Decoded
 from app.media.paths import remove_tree
@@ -48,9 +48,10 @@ class Runs:
         """
         try:
             self.settle(ticket, job.options, ticket.audio_s)  # the model may stand in the form
+            keep = job.background and source.upload is not None  # others are fetched again
             with room():
                 input_file = await self._intake.fetch(job.owner, folder, source)
-                decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
+                decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
             await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
             self.settle(ticket, job.options, decoded.duration_s)
             self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
@@ -79,8 +80,7 @@ class Runs:
 
     def source(self, job: Job, folder: Path) -> Source:
         """The input that :meth:`keep` has kept."""
-        where = job.source or {}
-        return Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
+        return source_of(job.source or {}, folder)
 
     async def tidy(self, job: Job, folder: Path) -> None:
         """A folder for another try, with nothing in it but the input: a full disk needs the room."""

@@ -22,6 +22,7 @@ from app.admission import refusals
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
 from app.background import Background
+from app.batches import Batches
 from app.desk.desk import Desk
 from app.errors import InputError, by_code
 from app.formats import Transcript
@@ -60,7 +61,8 @@ class Service:
         self.background = Background(settings, store, desk, self.runs)
         self._retention = Retention(settings, store, self.background.forget)
         self.webhooks = Webhooks(settings, store, self.background.view)
-        self.background.on_end = self.webhooks.wake
+        self.background.on_end.append(self.webhooks.wake)
+        self.batches = Batches(settings, store, desk, self.background, self.webhooks)
         self._watching: list[asyncio.Task[None]] = []
         self._stopping_since: float | None = None
         self._lock: int | None = None
@@ -88,7 +90,9 @@ class Service:
         for model in catalogue.warm_models(self.settings):
             self.pool.warm(model)
         await self.background.resume(acknowledged)
-        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks)]
+        await self.batches.feeder.resume()
+        watchers = (self._retention, self.webhooks, self.batches.feeder)
+        self._watching = [asyncio.create_task(one.watch()) for one in watchers]
 
     def drain(self) -> None:
         """Take and start no new work from now on; what runs may end. Background jobs that wait stay in line, on disk."""

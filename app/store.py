@@ -68,10 +68,14 @@ jobs = Table(
     Column("webhook_tries", Integer, nullable=False, server_default="0"),
     Column("webhook_at", UtcDateTime),
     Column("webhook_done", Boolean, nullable=False, server_default=false()),
+    Column("batch_id", String(64)),
+    Column("batch_index", Integer),
+    Column("label", String(200)),
     Index("jobs_by_owner", "owner", "created_at"),
     Index("jobs_by_status", "status"),
     Index("jobs_by_idempotency_key", "owner", "idempotency_key", unique=True),
     Index("jobs_by_webhook", "webhook_done", "webhook_at"),
+    Index("jobs_by_batch", "batch_id", "batch_index", unique=True),
 )
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -158,18 +162,19 @@ class Store(Database):
             return [job for job in (_one(db, job_id) for job_id in ids) if job is not None]
 
     def recover(self, max_attempts: int) -> Jobs:
-        """Put the background jobs of the last boot back in line, and give all that wait, oldest first.
+        """Put the background jobs of the last boot back in line, and give those that wait and are in no batch, oldest first.
 
         Their last attempt counts against them: it may be what ended the server. Those that have had ``max_attempts`` fail.
         """
         running = and_(jobs.c.background, jobs.c.status == Status.RUNNING.value)
         failed = _ending(self.now(), "worker_lost", "The server ended each time while this job ran.")
-        waiting = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status == Status.QUEUED.value)
+        queued = (jobs.c.background, jobs.c.batch_id.is_(None), jobs.c.status == Status.QUEUED.value)
         with self.writing() as db:
             used_up = and_(running, jobs.c.attempts - jobs.c.forgiven >= max_attempts)
             db.execute(update(jobs).where(used_up).values(status=Status.FAILED.value, **failed))
             db.execute(update(jobs).where(running).values(status=Status.QUEUED.value, started_at=None))
-            return [_job(row) for row in db.execute(waiting.order_by(jobs.c.created_at, jobs.c.id)).mappings()]
+            waiting = select(*_JOB_COLUMNS).where(*queued).order_by(jobs.c.created_at, jobs.c.id)
+            return [_job(row) for row in db.execute(waiting).mappings()]
 
     def of_background(self) -> Jobs:
         """Background jobs whose folder is needed: those that have not ended, and those that have a result."""

@@ -62,8 +62,9 @@ class Dispatch(Runs):
         return {"media": key}
 
     def source(self, job: Job, folder: Path) -> Source:
-        """Not here."""
-        return Source()
+        """What a batch names is still here, in the media folder; everything else is where the nodes can read it."""
+        where = job.source or {}
+        return Source(audio_file=where["audio_file"]) if "audio_file" in where else Source()
 
     async def result(self, job: Job) -> Path:
         """The result file, fetched where it is not here yet."""
@@ -88,7 +89,9 @@ class Dispatch(Runs):
         """As :meth:`Runs.run`: whatever becomes of the job, the row says the same."""
         try:
             self.settle(ticket, job.options, ticket.audio_s)
-            where = job.source or await self.keep(job, folder, source)
+            where = job.source
+            if where is None or "audio_file" in where:
+                where = await self.keep(job, folder, source)
             await super().discard(job.id)  # the nodes have what was uploaded
             await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
             self._desk.disk.resize(ticket.name, 0)

@@ -121,8 +121,9 @@ class SharedStore(Store):
         return []
 
     def recover(self, max_attempts: int) -> Jobs:
-        """The background jobs that have not ended, wherever they are."""
-        return [job for job in self.of_background() if not job.status.final]
+        """The background jobs that have not ended, wherever they are; not the items of batches that are not at a node."""
+        left = [job for job in self.of_background() if not job.status.final]
+        return [job for job in left if job.batch_id is None or job.status is Status.RUNNING]
 
     def hand_back(self, job_id: str) -> bool:
         """Not ours to hand back: the node has it, or its lease ends."""
