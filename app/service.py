@@ -37,6 +37,7 @@ from app.retention import Retention
 from app.runs import Progress, Runs
 from app.settings import Settings
 from app.store import AsyncStore
+from app.uploads.uploads import Uploads
 from app.webhooks import Webhooks
 from app.work import WorkerSetup
 
@@ -83,6 +84,7 @@ class Service:
         self._intake = Intake(settings, desk)
         self.runs = Runs(settings, store, desk, self._intake)
         self.background = Background(settings, store, desk, self._intake, self.runs)
+        self.uploads = Uploads(settings, desk, self._intake)
         self._retention = Retention(settings, store, self.background.forget)
         self.webhooks = Webhooks(settings, store, self.background.view)
         self.background.on_end = self.webhooks.wake
@@ -101,7 +103,7 @@ class Service:
         """
         self._loop = asyncio.get_running_loop()
         self._lock = claim(self.settings.data_dir)
-        for folder in (self.settings.jobs_dir, self.settings.media_dir):
+        for folder in (self.settings.jobs_dir, self.settings.media_dir, self.settings.uploads_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.store.run(self.store.sync.create_schema)
         left = await self.store.run(self.store.sync.interrupt_all)
@@ -109,11 +111,12 @@ class Service:
             log.warning("jobs were interrupted by the last stop", extra={"count": len(left)})
         acknowledged = await self.background.reclaim()
         await asyncio.to_thread(_sweep, self.settings.jobs_dir, await self.background.kept())
+        await self.uploads.recover()
         await self.desk.start()
         for model in self.warm_models():
             self.pool.warm(model)
         await self.background.resume(acknowledged)
-        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks)]
+        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks, self.uploads)]
 
     def warm_models(self) -> tuple[str, ...]:
         """The models to load at start."""
@@ -128,6 +131,7 @@ class Service:
             self._stopping_since = time.monotonic()
             self.desk.drain()
             self.background.drain()
+            self.uploads.drain()
 
     def drain_soon(self) -> None:
         """:meth:`drain`, from a signal handler or another thread."""

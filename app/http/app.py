@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from app.desk.desk import Desk
 from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
-from app.http import capacity, jobs, routes
+from app.http import capacity, jobs, routes, uploads
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
 from app.measurements import Measurements
@@ -81,6 +81,7 @@ def create_app(
     app.include_router(routes.router)
     app.include_router(capacity.router)
     app.include_router(jobs.router)
+    app.include_router(uploads.router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)

@@ -38,12 +38,14 @@ ROOMS = {
     "background": LEAVES | {"runs", "desk", "intake", "admission", "store", "media"},
     "retention": LEAVES | {"store", "media"},
     "webhooks": LEAVES | {"store", "media"},
+    "uploads": LEAVES | {"desk", "intake", "admission", "media"},
     "service": LEAVES
     | {
         "runs",
         "background",
         "retention",
         "webhooks",
+        "uploads",
         "desk",
         "intake",
         "admission",
@@ -54,7 +56,20 @@ ROOMS = {
         "media",
     },
     "http": LEAVES
-    | {"service", "runs", "background", "desk", "intake", "admission", "store", "keys", "measurements", "pool", "media"},
+    | {
+        "service",
+        "runs",
+        "background",
+        "uploads",
+        "desk",
+        "intake",
+        "admission",
+        "store",
+        "keys",
+        "measurements",
+        "pool",
+        "media",
+    },
     "welcome": LEAVES | {"store", "keys"},
     "main": LEAVES | {"http", "service", "welcome"},
 }
