@@ -40,13 +40,13 @@ class Process:
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, f"left behind: {[title(child) for child in alive]}"
 
-    def wait_ready(self) -> None:
-        """Until a worker can take a job."""
+    def wait_ready(self, path: str = "/ready") -> None:
+        """Until a worker can take a job; with ``/health``: until there is an answer."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process.poll() is None
             try:
-                if self.client.get("/ready").status_code == 200:
+                if self.client.get(path).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -55,7 +55,7 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, **settings: str) -> Iterator[Process]:
+def started(folder: Path, ready: str = "/ready", **settings: str) -> Iterator[Process]:
     """A server with its data in ``folder``, which may hold that of an earlier one."""
     port = free_port()
     own = {
@@ -75,7 +75,7 @@ def started(folder: Path, **settings: str) -> Iterator[Process]:
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
     try:
         server = Process(process, client, folder / "data")
-        server.wait_ready()
+        server.wait_ready(ready)
         yield server
     finally:
         client.close()
