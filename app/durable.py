@@ -53,3 +53,23 @@ def room() -> Iterator[None]:
         if is_full(error):
             raise DiskFull("The server ran out of disk space.") from error
         raise
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
+
+    Raises:
+        DiskFull: there is no room for it. Nothing of it stays.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with room():
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

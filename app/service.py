@@ -38,6 +38,7 @@ from app.retention import Retention
 from app.runs import Progress, Runs
 from app.settings import Settings
 from app.store import AsyncStore
+from app.uploads.uploads import Uploads
 from app.webhooks import Webhooks
 
 log = logging.getLogger("stenopool.service")
@@ -59,6 +60,7 @@ class Service:
         self._intake = Intake(settings, desk)
         self.runs = runs or Runs(settings, store, desk, self._intake)
         self.background = Background(settings, store, desk, self.runs)
+        self.uploads = Uploads(settings, desk, self._intake)
         self._retention = Retention(settings, store, self.background.forget)
         self.webhooks = Webhooks(settings, store, self.background.view)
         self.background.on_end.append(self.webhooks.wake)
@@ -78,7 +80,7 @@ class Service:
         """
         self._loop = asyncio.get_running_loop()
         self._lock = claim(self.settings.data_dir)
-        for folder in (self.settings.jobs_dir, self.settings.media_dir):
+        for folder in (self.settings.jobs_dir, self.settings.media_dir, self.settings.uploads_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.store.run(self.store.sync.create_schema)
         left = await self.store.run(self.store.sync.interrupt_all)
@@ -86,12 +88,13 @@ class Service:
             log.warning("jobs were interrupted by the last stop", extra={"count": len(left)})
         acknowledged = await self.background.reclaim()
         await asyncio.to_thread(_sweep, self.settings.jobs_dir, await self.background.kept())
+        await self.uploads.recover()
         await self.desk.start()
         for model in catalogue.warm_models(self.settings):
             self.pool.warm(model)
         await self.background.resume(acknowledged)
         await self.batches.feeder.resume()
-        watchers = (self._retention, self.webhooks, self.batches.feeder)
+        watchers = (self._retention, self.webhooks, self.batches.feeder, self.uploads)
         self._watching = [asyncio.create_task(one.watch()) for one in watchers]
 
     def drain(self) -> None:
@@ -100,6 +103,7 @@ class Service:
             self._stopping_since = time.monotonic()
             self.desk.drain()
             self.background.drain()
+            self.uploads.drain()
 
     def drain_soon(self) -> None:
         """:meth:`drain`, from a signal handler or another thread."""

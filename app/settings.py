@@ -125,12 +125,16 @@ class Settings(BaseSettings):
     results_mb: int = _own("RESULTS_MB", 1024, "Disk for results of async jobs, in MB; beyond it the oldest go.", ge=1)
 
     # -- caps on input
-    max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, in MB.", ge=1)
+    max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, and largest resumable upload, in MB.", ge=1)
     max_audio_s: float = _own("MAX_AUDIO_S", 14400.0, "Longest audio that is decoded, in seconds.", gt=0)
     body_idle_timeout_s: float = _own("BODY_IDLE_TIMEOUT_S", 30.0, "Seconds without a byte of an upload before 408.", gt=0)
     body_timeout_s: float = _own("BODY_TIMEOUT_S", 3600.0, "Seconds that one upload may take in all.", gt=0)
     decode_timeout_s: float = _own("DECODE_TIMEOUT_S", 600.0, "Seconds that one ffmpeg run may take.", gt=0)
     max_media_jobs: int = _own("MAX_MEDIA_JOBS", 4, "Decodes and extractions that run at once.", ge=1)
+
+    # -- resumable uploads
+    upload_ttl_s: float = _own("UPLOAD_TTL_S", 86400.0, "Seconds without a byte after which an upload is deleted.", gt=0)
+    key_uploads: int = _own("KEY_UPLOADS", 20, "Unfinished resumable uploads of one key.", ge=1)
 
     # -- downloads
     max_downloads: int = _own("MAX_DOWNLOADS", 4, "Downloads that run at once.", ge=1)
@@ -177,6 +181,11 @@ class Settings(BaseSettings):
     def jobs_dir(self) -> Path:
         """Folder that holds one 0700 folder per job, absolute."""
         return (self.data_dir / "jobs").resolve()
+
+    @cached_property
+    def uploads_dir(self) -> Path:
+        """Folder that holds one 0700 folder per resumable upload, absolute."""
+        return (self.data_dir / "uploads").resolve()
 
     @cached_property
     def store_url(self) -> str:

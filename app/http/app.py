@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 from app.build import build_service
 from app.durable import is_full
 from app.errors import DiskFull, InputError, MethodNotAllowed, NotFound, StenopoolError
-from app.http import batches, capacity, jobs, routes
+from app.http import batches, capacity, jobs, routes, uploads
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
 from app.service import Service
@@ -54,6 +54,7 @@ def create_app(
     app.include_router(capacity.router)
     app.include_router(jobs.router)
     app.include_router(batches.router)
+    app.include_router(uploads.router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)

@@ -25,7 +25,7 @@ class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     audio_file: str | None = Field(
-        None, description="A path inside the media folder, as /download and /extract-audio return it."
+        None, description="A path inside the media folder, as /download, /extract-audio and /uploads return it."
     )
     url: str | None = Field(None, max_length=2048, description="An http(s) address, or a page that a yt-dlp extractor knows.")
 

@@ -41,6 +41,7 @@ ROOMS = {
     "batches_store": LEAVES | {"database", "store"},
     "feeder": LEAVES | {"batches_store", "background", "desk", "admission", "store"},
     "batches": LEAVES | {"batches_store", "feeder", "background", "webhooks", "desk", "admission", "store", "media"},
+    "uploads": LEAVES | {"desk", "intake", "admission", "media"},
     "service": LEAVES
     | {
         "runs",
@@ -48,6 +49,7 @@ ROOMS = {
         "batches",
         "retention",
         "webhooks",
+        "uploads",
         "desk",
         "intake",
         "admission",
@@ -67,6 +69,7 @@ ROOMS = {
         "runs",
         "background",
         "batches",
+        "uploads",
         "desk",
         "intake",
         "admission",
