@@ -107,13 +107,15 @@ class Feeder:
     def _next(self) -> _Open | None:
         """A batch of the key that has the fewest items in line, and of its batches the one that has; None: nobody may feed.
 
-        Together they may have as many as there are places, and every key may have one.
+        Together they may have as many as there are places, and every key may have one; or as many as is set, and no more.
         """
-        limits, inside = self._desk.jobs.limits, self._background.items()
-        most = max(1, limits.running if limits.queued else limits.running - 1)  # where nobody may wait, leave a place free
+        limits, inside, chosen = self._desk.jobs.limits, self._background.items(), self._desk.settings.batch_places
+        most = chosen or max(
+            1, limits.running if limits.queued else limits.running - 1
+        )  # a place is free where nobody may wait
         mine = Counter(live.job.owner for live in inside)
         of_batch = Counter(live.job.batch_id for live in inside)
-        owners = {one.owner for one in self._open if len(inside) < most or not mine[one.owner]}
+        owners = {one.owner for one in self._open if len(inside) < most or not (chosen or mine[one.owner])}
         allowed = {owner for owner in owners if self._has_quota(owner)}
         return min(
             (one for one in self._open if one.owner in allowed),
