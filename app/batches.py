@@ -90,14 +90,16 @@ class Batches:
         jobs = [_job(batch, number, wanted) for number, wanted in enumerate(order.items)]
         try:
             over = await self._store.run(self._rows.add, batch, jobs, self._settings.key_batch_items)
-        except ValueError:
-            over = 1
+        except ValueError:  # both came at the same time
+            if (first := await self._first(owner, order)) is None:
+                raise
+            return first
         except BaseException:  # nobody knows whether it took place, and nobody is told that it did
             with contextlib.suppress(StenopoolError):
                 await asyncio.shield(self._store.run(self._rows.forget, batch_id))
             raise
         if over:
-            if (first := await self._first(owner, order)) is not None:  # both came at the same time
+            if (first := await self._first(owner, order)) is not None:  # that one was counted
                 return first
             raise self._too_many(over)
         self.feeder.open(batch_id, owner, quota)
@@ -161,12 +163,12 @@ class Batches:
     def view(self, batch: Batch) -> dict[str, Any]:
         """How far it is, as JSON values. ``percent`` counts items, those that run by how far they are."""
         done = batch.total - batch.unfinished
-        running = sum(self._fractions(batch.id).values()) if batch.unfinished else 0.0
+        part = 100 * (done + sum(self._fractions(batch.id).values())) / batch.total
         counts = {status.value: batch.counts.get(status, 0) for status in Status}
         return {
             "batch_id": batch.id,
             "status": batch.state,
-            "percent": round(100 * min(batch.total, done + running) / batch.total, 1),
+            "percent": min(99.9, round(part, 1)) if batch.unfinished else 100.0,
             "total": batch.total,
             "counts": counts | {"deleted": batch.total - sum(counts.values())},
             "created_at": batch.created_at.isoformat(),
@@ -192,7 +194,7 @@ class Batches:
 
     async def cancel(self, batch: Batch) -> None:
         """End what has not ended; results stay."""
-        async with self.feeder.closing(batch.id, batch.owner):
+        async with self.feeder.closing(batch.id):
             ids = await self._store.run(self._rows.cancel, batch.id)
         await self._background.cut_off(ids)
         self._webhooks.wake()

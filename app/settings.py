@@ -118,7 +118,10 @@ class Settings(BaseSettings):
         "WEBHOOK_SECRET", None, "Signs webhooks: whsec_ and base64 of 24 to 64 random bytes."
     )
     webhook_timeout_s: float = _own("WEBHOOK_TIMEOUT_S", 15.0, "Seconds that the receiver of a webhook may take.", gt=0, le=60)
-    max_batch_items: int = _own("MAX_BATCH_ITEMS", 1000, "Items that one batch may have.", ge=1, le=100_000)
+    max_batch_items: int = _own("MAX_BATCH_ITEMS", 1000, "Items that one batch may have.", ge=1, le=10_000)
+    batch_places: int = _own(
+        "BATCH_PLACES", 0, "Items of batches that are in line or run at once. 0: as many as there are places.", ge=0
+    )
     key_batch_items: int = _own(
         "KEY_BATCH_ITEMS", 5000, "Batch items of one key that have not ended; above it the answer is 429. 0: no limit.", ge=0
     )

@@ -151,7 +151,10 @@ class BatchItemParams(_Input, _Options):
 
     @field_validator("name", "id", mode="before")
     @classmethod
-    def _numbers_too(cls, value: Any) -> Any:
+    def _label(cls, value: Any) -> Any:
+        """Numbers too; nothing that a database could not keep."""
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("must be printable")
         return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 

@@ -39,7 +39,7 @@ ROOMS = {
     "retention": LEAVES | {"store", "media", "batches_store"},
     "webhooks": LEAVES | {"store", "media"},
     "batches_store": LEAVES | {"database", "store"},
-    "feeder": LEAVES | {"batches_store", "background", "desk", "admission", "store"},
+    "feeder": LEAVES | {"batches_store", "background", "desk", "admission", "store", "keys"},
     "batches": LEAVES | {"batches_store", "feeder", "background", "webhooks", "desk", "admission", "store", "media"},
     "uploads": LEAVES | {"desk", "intake", "admission", "media"},
     "service": LEAVES

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sqlalchemy import text
 
 from app.http import batches as route
 from app.jobs import Status
+from app.keys import KeyRing
 from app.settings import Settings
 from tests.fakes.server import OTHER_KEY, Live, fake_service, held, make_settings, serving, wav
 from tests.unit.http.test_jobs import events_of, until
@@ -179,6 +181,7 @@ async def test_items_are_shown_page_by_page_and_by_status(start: Start) -> None:
         ({"items": [{"audio_file": "a.wav", "webhook_url": "http://example.com/"}]}, "items[0].webhook_url"),
         ({"items": [{"audio_file": "a.wav", "name": "a", "id": "b"}]}, "items[0].id"),
         ({"items": [{"audio_file": "a.wav", "name": "x" * 201}]}, "items[0].name"),
+        ({"items": [{"audio_file": "a.wav", "name": "a\0b"}]}, "items[0].name"),
         ({"items": [{"audio_file": "a.wav"}, {"audio_file": "a.wav", "model": "huge"}]}, "items[1].model_size"),
         ({"items": [{"audio_file": "a.wav", "language": "klingon"}]}, "items[0].language"),
         ({"items": [{"audio_file": "a.wav"}], "beam_size": 99}, "beam_size"),
@@ -268,7 +271,49 @@ async def test_caller_of_the_same_key_and_another_keys_batch_pass_the_items_that
     order = {one["job_id"]: job.started_at for one in mine["items"] if (job := live.service.store.sync.get(one["job_id"]))}
     other = [live.service.store.sync.get(one["job_id"]).started_at for one in shown["items"]]  # type: ignore[union-attr]
     assert max(filter(None, other)) < max(filter(None, order.values()))
-    assert held(live.service) == {} or await quiet(live) is None
+    await quiet(live)
+
+
+async def test_places_are_shared_evenly_between_the_batches_of_keys_and_of_one_key(start: Start, tmp_path: Path) -> None:
+    live = await start(fake=True, streams=4)
+    gates = iter(range(100))
+
+    def gated(count: int) -> list[dict[str, Any]]:
+        return [{"audio_file": put(live.settings), "initial_prompt": f"until:{tmp_path}/{next(gates)}"} for _ in range(count)]
+
+    def in_line() -> Counter[str]:
+        return Counter(one.job.batch_id or "" for one in live.service.background.items())
+
+    async def until_in_line(wanted: dict[str, int]) -> None:
+        while in_line() != wanted:
+            await asyncio.sleep(0.01)
+
+    first = await hand_in(live, gated(8))
+    await asyncio.wait_for(until_in_line({first: 4}), 10)
+    second = await hand_in(live, gated(8))
+    theirs = (await post(live, gated(8), headers=OTHER)).json()["batch_id"]
+    await asyncio.wait_for(until_in_line({first: 4, theirs: 1}), 10)  # one of a key that has none, whatever the others have
+    for number in range(3):
+        (tmp_path / f"{number}").touch()
+    await asyncio.wait_for(until_in_line({first: 1, second: 1, theirs: 2}), 10)
+    for number in range(100):
+        (tmp_path / f"{number}").touch()
+    await ended(live, first)
+    await ended(live, second)
+
+
+async def test_places_that_batches_may_not_have_are_free_for_callers(start: Start, tmp_path: Path) -> None:
+    live = await start(fake=True, streams=3, batch_places=1)
+    batch_id = await hand_in(live, echoes(live, 3), initial_prompt=f"until:{tmp_path}/go")
+    theirs = (await post(live, echoes(live, 3), headers=OTHER)).json()["batch_id"]
+    await reached(live, batch_id, lambda shown: shown["counts"]["running"] == 1)
+    assert not await live.service.batches.feeder.feed()
+    assert len(live.service.background.items()) == 1
+    assert (await live.client.post("/transcribe", content=wav(0.05, 99))).json()["text"] == words(99)
+    (tmp_path / "go").touch()
+    await ended(live, batch_id)
+    while (await live.client.get(f"/batches/{theirs}", headers=OTHER)).json()["status"] != "completed":
+        await asyncio.sleep(0.01)
 
 
 async def test_full_line_refuses_callers_but_no_batch(start: Start, tmp_path: Path) -> None:
@@ -289,7 +334,7 @@ async def test_items_leave_a_key_the_jobs_that_it_may_have_at_once(start: Start,
     await until(live, job_id, "running")
     batch_id = await hand_in(live, echoes(live, 2))
     assert not await live.service.batches.feeder.feed()
-    assert (await batch_of(live, batch_id))["status"] == "queued"
+    assert live.service.background.items() == []
     (tmp_path / "go").touch()
     assert (await ended(live, batch_id))["counts"]["succeeded"] == 2
 
@@ -437,6 +482,25 @@ async def test_batch_goes_on_after_a_restart_a_few_items_at_a_time(tmp_path: Pat
         assert text.text.strip() == words(1)
         await quiet(live)
         assert len(live.folders()) == 8
+
+
+async def test_limits_of_a_key_hold_for_its_batches_after_a_restart(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, streams=2, shutdown_grace_s=0.1)
+    async with serving(settings, fake_service) as live:
+        plain, _ = KeyRing(live.service.store.sync).create("one at a time", limits={"jobs": 1})
+        key = {"X-API-Key": plain}
+        batch = (await post(live, echoes(live, 4), headers=key, initial_prompt=f"until:{tmp_path}/go")).headers["location"]
+        while (await live.client.get(batch, headers=key)).json()["counts"]["running"] != 1:
+            await asyncio.sleep(0.01)
+        assert len(live.service.background.items()) == 1
+    async with serving(settings, fake_service) as live:
+        while (shown := (await live.client.get(batch, headers=key)).json())["counts"]["running"] != 1:
+            await asyncio.sleep(0.01)
+        assert (shown["counts"]["queued"], len(live.service.background.items())) == (3, 1)
+        (tmp_path / "go").touch()
+        while (shown := (await live.client.get(batch, headers=key)).json())["status"] != "completed":
+            await asyncio.sleep(0.01)
+        assert shown["counts"]["succeeded"] == 4
 
 
 async def test_statuses_of_a_batch_are_those_of_jobs() -> None:
