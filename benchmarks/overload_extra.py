@@ -48,11 +48,11 @@ async def uploads(bench: Bench, server: Server) -> dict[str, Any]:
     load = asyncio.create_task(
         client.run(poisson(2 * bench.capacity, bench.phase_s * 2, len(bench.lengths), 1, random.Random(9)))
     )
-    rss = []
+    rss, inside = [], []
     for _ in range(int(bench.phase_s * 2)):
         await asyncio.sleep(1)
         rss.append(server.api_rss())
-    inside = server.get("/capacity")["queue"]
+        inside.append((await asyncio.to_thread(server.get, "/capacity"))["queue"])
     stop_health.set()
     latencies = await health
     stop.set()
@@ -60,8 +60,10 @@ async def uploads(bench: Bench, server: Server) -> dict[str, Any]:
     await load
     return {
         "uploads_open": UPLOADS,
-        "waiting_then": inside["waiting"],
-        "running_then": inside["running"],
+        "waiting_median": statistics.median(one["waiting"] for one in inside),
+        "running_median": statistics.median(one["running"] for one in inside),
+        "busy_share": statistics.fmean(one["running"] > 0 for one in inside),
+        "refused": inside[-1]["refused"],
         "health_probes": len(latencies),
         "health_p50_ms": percentile(latencies, 0.5) * 1000,
         "health_p99_ms": percentile(latencies, 0.99) * 1000,

@@ -2,10 +2,10 @@
 
     python -m benchmarks.scaling --into /tmp/scaling      # about 6 minutes; Redis and PostgreSQL must be installed
 
-Real servers, the demo model, real audio. A node is one runner of one thread, so two nodes have two cores and one has one. Rounds take
-turns, each with one node and with two (the second is frozen meanwhile and given up after its lease, so both rounds run on the same
-processes), and the same jobs on a server of one box with one runner, and with two. The cost of the way is the difference in
-latency of one caller with a clip of a word, taken in turns. Writes ``scaling.json``.
+Real servers, the demo model, real audio. A node is one runner of one thread, so two nodes have two cores and one has one.
+Rounds take turns, each with one node and with two (the second is frozen meanwhile and given up after its lease, so that both
+are measured on the same processes), and the same jobs on a server of one box with one runner, and with two. The cost of the way
+is the difference in latency of one caller with a clip of a word, taken in turns. Writes ``scaling.json``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from app.desk.desk import Desk
 from app.errors import CapacityError, DeadlineExceeded, NotFound, StenopoolError, by_code
 from app.intake import Intake, Source
 from app.jobs import Job, Status
-from app.runs import Progress, Runs, result_path
+from app.runs import TRANSIENT, Progress, Runs, result_path
 from app.settings import Settings
 from app.store import AsyncStore
 
@@ -102,7 +102,7 @@ class Dispatch(Runs):
                 self._desk.prices.learn_seconds(job.options, sent.job.duration_s, sent.worked_s)
             return await self.result(sent.job)
         except StenopoolError as error:
-            if not job.background:
+            if not (job.background and type(error) in TRANSIENT):
                 await asyncio.shield(self._store.run(self._sync.fail, job.id, error))
             raise
         finally:

@@ -149,3 +149,21 @@ def test_nodes_die_freeze_and_lose_their_servers_and_every_job_ends_once_with_it
 
     sent.each_once()
     until(lambda: here.client.get("/capacity").json()["queue"]["running"] == 0, "nothing reserved")
+
+
+def test_batch_of_recordings_in_the_media_folder_is_run_by_the_nodes_and_one_failure_stays_alone(here: Cluster) -> None:
+    here.have("n1", "n2")
+    media = here.api.data / "media"
+    media.mkdir(exist_ok=True)
+    for number in range(5):
+        (media / f"{number}.wav").write_bytes(wav(0.1, value=number))
+    items = [{"audio_file": f"{number}.wav"} for number in (0, 1, 2, 99, 3, 4)]
+    answer = here.client.post("/batches", json={"items": items, "initial_prompt": "sleep:0.1"})
+    assert answer.status_code == 202, answer.text
+    where = answer.headers["location"]
+    until(lambda: here.client.get(where).json()["status"] == "completed", "the batch")
+    shown = here.client.get(where).json()["items"]
+    assert [item["status"] for item in shown] == ["succeeded"] * 3 + ["failed"] + ["succeeded"] * 2
+    for number, item in zip((0, 1, 2, 3, 4), [one for one in shown if one["status"] == "succeeded"], strict=True):
+        text = here.client.get(f"/transcribe/{item['job_id']}").json()["text"]
+        assert text.startswith(number.to_bytes(2, "little").hex())
