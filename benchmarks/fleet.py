@@ -59,6 +59,7 @@ class Node:
         self.epoch = self.version = 0
         self.jobs: list[tuple[float, int, Run]] = []
         self.bytes = 0
+        self.useful_s = 0.0
         self._work = self._at = 0.0
 
     @property
@@ -72,8 +73,10 @@ class Node:
         return self.alive and free and (not self.jobs or self.bytes + run.ticket.bytes <= self.shape.bytes)
 
     def move(self, now: float) -> None:
-        """Work until ``now``."""
-        self._work += (now - self._at) * self.rate
+        """Work until ``now``; ``useful_s`` is all that was done, less what was lost."""
+        each_s = (now - self._at) * self.rate
+        self.useful_s += each_s * len(self.jobs)
+        self._work += each_s
         self._at = now
 
     def start(self, now: float, number: int, run: Run) -> None:
@@ -99,13 +102,14 @@ class Node:
     def lose(self, now: float) -> list[Run]:
         """It is gone, and its jobs with it."""
         self.move(now)
+        self.useful_s -= sum(run.request.work - (end - self._work) for end, _, run in self.jobs)
         lost, self.jobs, self.bytes = [run for _, _, run in self.jobs], [], 0
         self.alive, self.epoch, self.version = False, self.epoch + 1, self.version + 1
         return lost
 
 
 class TimedDesk(Controller):
-    """Measures what its decisions take: calls and seconds of real time, by kind."""
+    """Measures what its decisions take: calls and seconds of processor time, by kind."""
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
@@ -114,28 +118,28 @@ class TimedDesk(Controller):
     def _note(self, kind: str, began: float) -> None:
         row = self.spent.setdefault(kind, [0, 0.0])
         row[0] += 1
-        row[1] += time.perf_counter() - began
+        row[1] += time.thread_time() - began
 
     def enter(self, ask: Ask) -> Ticket:
         """As the controller's."""
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             ticket = super().enter(ask)
-        except StenopoolError:
-            self._note("refuse", began)
+        except StenopoolError as error:
+            self._note("refuse" if error.code == "queue_full" else error.code, began)
             raise
-        self._note("admit", began)
+        self._note("admit" if ask.within_s is None else "admit in time", began)
         return ticket
 
     def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
         """As the controller's."""
-        began = time.perf_counter()
+        began = time.thread_time()
         super().wait(ticket, on_turn)
         self._note("wait", began)
 
     def release(self, ticket: Ticket) -> None:
         """As the controller's; the next one's turn is a part of it."""
-        began = time.perf_counter()
+        began = time.thread_time()
         super().release(ticket)
         self._note("release", began)
 
@@ -170,6 +174,12 @@ class Fleet(World):
     def speed(self) -> float:
         """Seconds of work per second that the nodes alive can do."""
         return sum(node.speed * self.shape.runners for node in self.nodes if node.alive)
+
+    def useful_s(self) -> float:
+        """Seconds of work that were done until now, less those that were lost."""
+        for node in self.nodes:
+            node.move(self.time)
+        return sum(node.useful_s for node in self.nodes)
 
     # -- jobs
 
@@ -282,4 +292,5 @@ class Fleet(World):
 
     def _refused(self, request: Request, error: CapacityError) -> None:
         self.on_refusal(request, error, self.desk.promises.made > self._made)
-        super()._refused(request, error)
+        if error.retry_after_s is not None:  # else it need not come again: even an idle machine would be too slow for it
+            super()._refused(request, error)

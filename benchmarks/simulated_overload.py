@@ -18,7 +18,7 @@ from app.admission.ticket import Ask
 from benchmarks.corpus import lognormal_lengths
 from benchmarks.fleet import Fleet, Shape
 from benchmarks.openloop import Shot, poisson
-from benchmarks.scenarios import Scene
+from benchmarks.scene import Scene
 from benchmarks.virtual import Request, jain, quantile
 
 FACTORS = (1.0, 2.0, 5.0, 10.0)
@@ -50,6 +50,15 @@ MEASURED: dict[str, dict[str, float]] = {  # docs/benchmarks.md, "Overload on a 
 }
 
 
+@dataclass(frozen=True)
+class Phase:
+    """Who came in it; counted is from ``cut`` to ``end``."""
+
+    came: list[Request]
+    cut: float
+    end: float
+
+
 @dataclass
 class Replica:
     """The benchmark's course on one simulated server. ``service_s``: mean seconds of engine calls per job."""
@@ -75,27 +84,25 @@ class Replica:
         work = seconds * random.lognormvariate(-WRONG * WRONG / 2, WRONG)
         return Request(asked, work, tries > 1, tries, INTAKE_S * random.uniform(0.6, 1.4), known)
 
-    def phase(self, shots: list[Shot], tries: int = 1) -> list[Request]:
+    def phase(self, shots: list[Shot], tries: int = 1) -> Phase:
         """Send everything, and wait until everybody has been answered."""
         world = self.scene.world
         began = world.time
         came = [world.comes(self.request(shot, tries), began + shot.at) for shot in shots]
         world.run()
-        self.began = began
-        return came
+        return Phase(came, began + self.phase_s / 5, began + self.phase_s)
 
-    def seen(self, came: list[Request], phase_s: float) -> dict[str, float]:
+    def seen(self, phases: list[Phase]) -> dict[str, float]:
         """As the benchmark counts: goodput by the time of the answer, latency by that of arrival, after the first fifth."""
-        cut, end = self.began + phase_s / 5, self.began + phase_s
-        late = [one for one in came if one.came_at >= cut]
+        late = [one for phase in phases for one in phase.came if one.came_at >= phase.cut]
         good = [one for one in late if one.ended_at is not None and one.latency_s < PATIENCE_S]
-        ended = [one for one in came if one.ended_at is not None and cut <= one.ended_at <= end]
-        audio = sum(one.settled.audio_s for one in ended if one.settled is not None)
+        ended = [one for phase in phases for one in phase.came if phase.cut <= (one.ended_at or 0.0) <= phase.end]
+        seconds = sum(phase.end - phase.cut for phase in phases)
         latencies = [one.latency_s for one in good]
         return {
-            "audio": audio / (end - cut),
-            "jobs": len(ended) / (end - cut),
-            "busy": sum(one.work for one in ended) / (end - cut),
+            "audio": sum(one.settled.audio_s for one in ended if one.settled is not None) / seconds,
+            "jobs": len(ended) / seconds,
+            "busy": sum(one.work for one in ended) / seconds,
             "p50_s": quantile(latencies, 0.5),
             "p99_s": quantile(latencies, 0.99),
             "refused_share": 1 - sum(one.admitted_at is not None for one in late) / len(late),
@@ -104,17 +111,17 @@ class Replica:
     def capacity(self, seed: int = 3) -> float:
         """Jobs per second while more comes than the line takes."""
         shots = poisson(FULL_RATE, self.phase_s, len(self.lengths), 0, Random(seed))
-        return self.seen(self.phase(shots), self.phase_s)["jobs"]
+        return self.seen([self.phase(shots)])["jobs"]
 
     def levels(self, rounds: int) -> dict[str, dict[str, float]]:
-        """The levels in turn, as many times; p99 over all phases together is taken as the mean of each three."""
-        rows: dict[str, list[dict[str, float]]] = {f"{factor:g}x": [] for factor in FACTORS}
+        """The levels in turn, so many times."""
+        phases: dict[str, list[Phase]] = {f"{factor:g}x": [] for factor in FACTORS}
         for number in range(rounds):
             capacity = self.capacity(3)
             for factor in FACTORS:
                 shots = poisson(factor * capacity, self.phase_s, len(self.lengths), 0, Random(self.seed * 1000 + number))
-                rows[f"{factor:g}x"].append(self.seen(self.phase(shots), self.phase_s))
-        return {name: _mean(each) for name, each in rows.items()}
+                phases[f"{factor:g}x"].append(self.phase(shots))
+        return {name: self.seen(each) for name, each in phases.items()}
 
     def obeying(self, times: int) -> dict[str, Any]:
         """2x for one and a half phases of 80 s; everybody comes back. Each time on a key of its own, as in a fresh server."""
@@ -123,8 +130,7 @@ class Replica:
             again = Replica(self.service_s, self.phase_s, self.seed + number)
             capacity = again.capacity()
             shots = poisson(2 * capacity, 60.0, len(self.lengths), 1, Random(7 + number))
-            again.scene.retries.clear()
-            came = again.phase(shots, tries=20)
+            came = again.phase(shots, tries=20).came
             unserved += sum(one.ended_at is None for one in came)
             world = again.scene.world
             retries[0] += world.honoured
@@ -145,8 +151,8 @@ class Replica:
             rate, end = 0.7 * again.capacity() / 9, 80.0
             normal = [shot for key in range(1, 10) for shot in poisson(rate, end, 24, key, Random(key + 100 * number))]
             flooding = poisson(50 * rate, end, 24, 0, Random(99 + number))
-            quiet = [one for one in again.phase(normal) if one.ended_at is not None]
-            beside = again.phase(sorted(normal + flooding, key=lambda shot: shot.at))
+            quiet = [one for one in again.phase(normal).came if one.ended_at is not None]
+            beside = again.phase(sorted(normal + flooding, key=lambda shot: shot.at)).came
             mine = [one for one in beside if one.ask.key != "key-0"]
             done = [one for one in mine if one.ended_at is not None]
             shares = [

@@ -26,6 +26,7 @@ def build_api(settings: Settings) -> Service:
     pool = RemotePool(store, rows, settings.lease_s)
     desk = Desk(settings, pool, Measurements(rows), elsewhere=pool.memory)
     pool.resized = desk.resize
+    pool.see(())  # until nodes are heard of, nothing is too large
     queue = Queue(settings.redis_url.get_secret_value())
     pool.on_close = queue.close
     runs = Dispatch(settings, store, rows, desk, Intake(settings, desk), _media(settings), queue)
