@@ -36,6 +36,7 @@ class NodeStore(SharedStore):
         super().__init__(url, **more)
         self.node, self._lease, self._max_deaths = node, timedelta(seconds=lease_s), max_deaths
         self.claims: dict[str, Claim] = {}
+        self._left = False
 
     # -- leases
 
@@ -82,28 +83,31 @@ class NodeStore(SharedStore):
             now = self.clock(db)
             db.execute(delete(nodes).where(nodes.c.seen_at < now - NODE_KEPT))
             said = {"seen_at": now, "state": node.to_dict()}
-            if not db.execute(update(nodes).where(nodes.c.id == self.node).values(**said)).rowcount:
+            alive = self._left or db.execute(update(nodes).where(nodes.c.id == self.node).values(**said)).rowcount
+            if not alive:
                 db.execute(insert(nodes).values(id=self.node, **said))
-            for job_id, claim in list(self.claims.items()):
+            for job_id, claim in list(self.claims.items()):  # the event loop takes out meanwhile what has ended
                 kept = {"lease_until": now + self._lease, "stage": claim.stage, "fraction": claim.fraction}
                 mine = (leases.c.job_id == job_id, leases.c.node == self.node)
-                running = select(jobs.c.id).where(*self._mine(job_id)).exists()
+                running = select(jobs.c.id).where(*_mine(job_id, claim.attempt)).exists()
                 if not db.execute(update(leases).where(*mine, running).values(**kept)).rowcount:
                     lost.append(job_id)
         return lost
 
-    def give_back(self, job_id: str) -> bool:
+    def give_back(self, job_id: str, claim: Claim | None = None) -> bool:
         """Back in line without charge: this node stops, or cannot run it now; and whether it was ours."""
+        claim = claim or self.claims[job_id]
         with self.writing() as db:
             back = {"status": Status.QUEUED.value, "started_at": None, "forgiven": jobs.c.forgiven + 1}
-            if not db.execute(self._change(job_id).values(**back)).rowcount:
+            if not db.execute(_change(job_id, claim.attempt).values(**back)).rowcount:
                 return False
             free = {"node": None, "lease_until": None, "sent_at": self.clock(db), "stage": "queued", "fraction": 0.0}
             db.execute(update(leases).where(leases.c.job_id == job_id).values(**free))
         return True
 
     def leave(self) -> None:
-        """This node is on its way out: nobody should count on it."""
+        """This node is on its way out: nobody should count on it. What it still runs it keeps, by :meth:`beat`."""
+        self._left = True
         with self.writing() as db:
             db.execute(delete(nodes).where(nodes.c.id == self.node))
 
@@ -120,7 +124,7 @@ class NodeStore(SharedStore):
             if not claim.fresh:
                 if self._charged(db, job_id) >= self._max_deaths:
                     raise WorkerLost("This audio ended its worker process too often.")
-                if not db.execute(self._change(job_id).values(attempts=claim.attempt + 1)).rowcount:
+                if not db.execute(_change(job_id, claim.attempt).values(attempts=claim.attempt + 1)).rowcount:
                     return None
                 claim.attempt += 1
             claim.fresh = False
@@ -130,18 +134,21 @@ class NodeStore(SharedStore):
     def requeue(self, job_id: str, attempt: int, *, charge: bool = True) -> bool:
         """An attempt has failed, and the next one will be made here."""
         with self.writing() as db:
-            return (
-                db.execute(self._change(job_id, attempt).values(forgiven=jobs.c.forgiven + (0 if charge else 1))).rowcount == 1
-            )
+            forgiven = jobs.c.forgiven + (0 if charge else 1)
+            return db.execute(_change(job_id, attempt).values(forgiven=forgiven)).rowcount == 1
 
     def finish(
         self, job_id: str, attempt: int, status: Status, *, error: StenopoolError | None = None, worked_s: float = 0.0
     ) -> bool:
-        """End the attempt that is ours; ``worked_s``: seconds of engine calls. False where it is not: drop the result then."""
+        """End the attempt that is ours; ``worked_s``: seconds of engine calls. False where it is not: drop the result then.
+
+        A second call is true too: the first may have been committed although its answer got lost.
+        """
         with self.writing() as db:
             ended = _ending(self.clock(db), error.code if error else None, error.message if error else None)
-            if not db.execute(self._change(job_id, attempt).values(status=status.value, **ended)).rowcount:
-                return False
+            if not db.execute(_change(job_id, attempt).values(status=status.value, **ended)).rowcount:
+                job = _one(db, job_id)
+                return job is not None and (job.status, job.attempts) == (status, attempt)
             done = {"lease_until": None, "fraction": 1.0, "worked_s": worked_s}
             db.execute(update(leases).where(leases.c.job_id == job_id).values(**done))
         return True
@@ -150,16 +157,17 @@ class NodeStore(SharedStore):
         """End the attempt that is ours with ``error``."""
         return self.finish(job_id, self.claims[job_id].attempt, Status.FAILED, error=error)
 
-    def _mine(self, job_id: str, attempt: int | None = None) -> tuple[ColumnElement[bool], ...]:
-        held = self.claims[job_id].attempt if attempt is None else attempt
-        return jobs.c.id == job_id, jobs.c.status == Status.RUNNING.value, jobs.c.attempts == held
-
-    def _change(self, job_id: str, attempt: int | None = None) -> Update:
-        return update(jobs).where(*self._mine(job_id, attempt))
-
     def _charged(self, db: Connection, job_id: str) -> int:
         charged: int = db.execute(select(jobs.c.attempts - jobs.c.forgiven).where(jobs.c.id == job_id)).scalar_one()
         return charged
+
+
+def _mine(job_id: str, attempt: int) -> tuple[ColumnElement[bool], ...]:
+    return jobs.c.id == job_id, jobs.c.status == Status.RUNNING.value, jobs.c.attempts == attempt
+
+
+def _change(job_id: str, attempt: int) -> Update:
+    return update(jobs).where(*_mine(job_id, attempt))
 
 
 def _is_free(job: Job, lease_until: datetime | None, now: datetime) -> bool:

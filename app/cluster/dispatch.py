@@ -147,6 +147,9 @@ class Dispatch(Runs):
             except CapacityError:
                 log.warning("the store does not say how far the jobs are")
                 await asyncio.sleep(1.0)
+            except Exception:  # one bad look must not end all looking
+                log.exception("looking at the jobs failed")
+                await asyncio.sleep(1.0)
             await asyncio.sleep(LOOK_S)
 
     def _see(self, sent: Sent) -> None:

@@ -118,7 +118,7 @@ class WorkNode:
         for task in (*self._tasks.values(), *self._watching):
             task.cancel()
         await asyncio.gather(*self._tasks.values(), *self._watching, return_exceptions=True)
-        for job_id in list(self._sync.claims):  # claimed while its task was cancelled
+        for job_id in await self._store.run(list, self._sync.claims):  # claimed while its task was cancelled, and behind that
             await self._give_back(job_id)
         await self._desk.stop()
         await self._pool.close()
@@ -133,8 +133,13 @@ class WorkNode:
             claimed = await self._store.run(self._sync.claim, job_id)
             if claimed is not None:
                 await self._run(*claimed)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._give_back(job_id))
+            raise
         except StenopoolError as error:
             log.warning("a job was left to its lease: %s", error.message, extra={"job_id": job_id})
+        except Exception:
+            log.exception("a job was left to its lease", extra={"job_id": job_id})
         finally:
             self._sync.claims.pop(job_id, None)
             del self._tasks[job_id]
@@ -153,9 +158,6 @@ class WorkNode:
         try:
             source = await self._fetched(job, folder, where)
             await self._runs.run(replace(job, background=True), folder, source, ticket, progress)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._give_back(job.id))
-            raise
         except TRANSIENT as error:
             log.warning("a job was given back: %s", error.message, extra={"job_id": job.id})
             await self._give_back(job.id)
@@ -178,8 +180,10 @@ class WorkNode:
         return Source(upload=upload)
 
     async def _give_back(self, job_id: str) -> None:
-        with contextlib.suppress(StenopoolError):  # else the lease ends
-            await insisting(self._store, partial(self._sync.give_back, job_id), self._settings.lease_s)
+        claim = self._sync.claims.get(job_id)
+        if claim is not None:
+            with contextlib.suppress(StenopoolError):  # else the lease ends
+                await insisting(self._store, partial(self._sync.give_back, job_id, claim), self._settings.lease_s)
 
     # -- what the others see, and what nobody else has seen
 
@@ -212,6 +216,8 @@ class WorkNode:
                 await self._beat()
             except StenopoolError:
                 log.warning("the leases could not be renewed")
+            except Exception:  # one failure must not end all renewing
+                log.exception("the leases could not be renewed")
             await asyncio.sleep(max(pause_s / 2, pause_s - (time.monotonic() - began)))
 
     async def _sweeps(self) -> None:
@@ -222,6 +228,9 @@ class WorkNode:
                 free = self.places - len(self._tasks)
                 found = await self._store.run(self._sync.overdue, free) if free > 0 else []
             except StenopoolError:
+                continue
+            except Exception:  # one failure must not end all looking
+                log.exception("jobs that nobody claimed could not be looked for")
                 continue
             for job_id in found:
                 log.warning("a job was found unclaimed", extra={"job_id": job_id})

@@ -106,6 +106,8 @@ class RemotePool:
                 self.see(await self._store.run(self._sync.seen, self._heard_s))
             except StenopoolError:
                 log.warning("the store does not say which nodes there are")
+            except Exception:  # one bad look must not end all looking
+                log.exception("looking for nodes failed")
             await asyncio.sleep(max(0.0, LOOK_S - (time.monotonic() - began)))
 
     def see(self, nodes: Sequence[Node]) -> None:

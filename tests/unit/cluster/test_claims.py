@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import update
 
-from app.cluster.claims import NodeStore
+from app.cluster.claims import Claim, NodeStore
 from app.cluster.rows import Node, SharedStore, leases
 from app.errors import NotMedia, WorkerLost
 from app.jobs import Job, Status, TranscribeOptions, new_id
@@ -151,6 +152,38 @@ def test_job_that_is_given_back_is_free_at_once_and_not_charged(rows: Rows) -> N
     assert second.charged(job_id) == 1
 
 
+def test_end_whose_answer_got_lost_is_the_same_end_when_it_is_told_again(rows: Rows) -> None:
+    job_id = rows.sent()
+    node = rows.node("a")
+    node.claim(job_id)
+    assert node.finish(job_id, 1, Status.SUCCEEDED)
+    assert node.finish(job_id, 1, Status.SUCCEEDED), "else the node would delete the result of a job that has succeeded"
+    assert not node.finish(job_id, 2, Status.SUCCEEDED)
+
+
+def test_job_that_ends_in_the_middle_of_a_beat_does_not_disturb_it(rows: Rows) -> None:
+    ending, other = rows.sent(), rows.sent()
+    node = rows.node("a")
+    for job_id in (ending, other):
+        node.claim(job_id)
+
+    class Ends(dict[str, Claim]):
+        def items(self) -> Any:
+            found = list(super().items())
+            self.pop(ending)
+            return found
+
+    node.claims = Ends(node.claims)
+    assert node.beat(state("a")) == []
+
+
+def test_job_is_given_back_although_the_node_has_forgotten_it_meanwhile(rows: Rows) -> None:
+    job_id = rows.sent()
+    node = rows.node("a")
+    node.claim(job_id)
+    assert node.give_back(job_id, node.claims.pop(job_id))
+
+
 def test_message_that_got_lost_is_found_after_a_lease_and_not_before(rows: Rows) -> None:
     job_id = rows.sent()
     node = rows.node("a")
@@ -203,6 +236,8 @@ def test_nodes_are_seen_until_they_leave_or_fall_silent(rows: Rows) -> None:
     assert [(one.id, one.places) for one in rows.api.seen(LEASE_S)] == [("a", 3), ("b", 4)]
     second.leave()
     assert [one.id for one in rows.api.seen(LEASE_S)] == ["a"]
+    second.beat(state("b"))
+    assert [one.id for one in rows.api.seen(LEASE_S)] == ["a"], "it renews its leases while its jobs end, and comes not back"
     assert rows.api.seen(0) == []
 
 
