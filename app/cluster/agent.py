@@ -11,6 +11,7 @@ import secrets
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from app.settings import Settings
 log = logging.getLogger("stenopool.node")
 
 START_S = 60.0
+PAUSE_S = 5.0
 
 
 class Engine:
@@ -37,6 +39,7 @@ class Engine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine", daemon=True)
         self._ending: asyncio.Future[None] | None = None
+        self.draining = False
         self.node: WorkNode
 
     def start(self) -> None:
@@ -58,6 +61,7 @@ class Engine:
 
     def drain_soon(self) -> None:
         """Begin to stop, from a signal handler: what runs may end, within the grace time."""
+        self.draining = True
         self._loop.call_soon_threadsafe(self._drain)
 
     def _drain(self) -> None:
@@ -88,7 +92,21 @@ def serve(settings: Settings, make: Callable[[], WorkNode], warm: tuple[str, ...
         engine.run(job_id)
 
     log.warning("node is up", extra={"places": engine.node.places})
-    worker: Any = app.Worker(
+    worker_shutting_down.connect(lambda **_: engine.drain_soon(), weak=False)  # Celery waits for its jobs, and they for us
+    try:
+        while True:
+            _worker(app, settings, engine).start()
+            if engine.draining:
+                return 0
+            # Redis answered with an error, and Celery gives up then; the node goes on: it finds jobs in the database
+            log.error("Celery has ended, and is started again")
+            _pause(engine)
+    finally:
+        engine.stop()
+
+
+def _worker(app: Any, settings: Settings, engine: Engine) -> Any:
+    return app.Worker(
         pool="threads",
         concurrency=engine.node.places,
         hostname=f"stenopool@{settings.node_name or socket.gethostname()}",
@@ -97,12 +115,13 @@ def serve(settings: Settings, make: Callable[[], WorkNode], warm: tuple[str, ...
         without_heartbeat=True,
         loglevel=settings.log_level.upper(),
     )
-    worker_shutting_down.connect(lambda **_: engine.drain_soon(), weak=False)  # Celery waits for its jobs, and they for us
-    try:
-        worker.start()
-    finally:
-        engine.stop()
-    return 0
+
+
+def _pause(engine: Engine) -> None:
+    """A few seconds, or until the signal: its handler is Celery's still, and no event may be set in it."""
+    end = time.monotonic() + PAUSE_S
+    while time.monotonic() < end and not engine.draining:
+        time.sleep(0.1)
 
 
 def main() -> int:

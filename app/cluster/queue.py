@@ -21,6 +21,7 @@ def celery_app(redis_url: str) -> Any:
     app = Celery("stenopool", broker=redis_url)
     app.conf.update(
         task_default_queue=QUEUE,
+        accept_content=["json"],  # as is Celery's default: whoever can write to Redis must not be able to run code here
         task_ignore_result=True,
         task_acks_late=False,  # the lease in the database says who runs it; a visibility timeout would only run long jobs twice
         worker_prefetch_multiplier=1,
@@ -57,6 +58,6 @@ class Queue:
             log.warning("Redis took no message: %s; nodes will find the job themselves", type(error).__name__)
 
     def close(self) -> None:
-        """Send what is waiting, and close the connections."""
-        self._thread.shutdown(wait=True)
+        """Close the connections. What is waiting still, because Redis does not answer, nodes find themselves."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
         self._app.close()

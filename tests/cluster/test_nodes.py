@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+import redis
 
 from tests.cluster.machines import LEASE_S, Cluster
 from tests.cluster.servers import until
@@ -149,6 +150,21 @@ def test_nodes_die_freeze_and_lose_their_servers_and_every_job_ends_once_with_it
 
     sent.each_once()
     until(lambda: here.client.get("/capacity").json()["queue"]["running"] == 0, "nothing reserved")
+
+
+def test_redis_that_answers_with_errors_ends_no_node_and_is_used_again_when_it_works(here: Cluster) -> None:
+    (node,) = here.have("n1")
+    with redis.Redis(port=here.redis.port) as client:
+        client.set("stenopool", "no list of messages")
+        log = here.folder / "n1.log"
+        until(lambda: "Celery has ended" in log.read_text(), "the end of Celery")
+        assert here.ended([here.submit(wav())])[0]["status"] == "succeeded"
+        client.delete("stenopool")
+        job = here.submit(wav())
+        until(lambda: client.llen("stenopool") == 0, "a node that reads messages")
+    assert here.ended([job])[0]["status"] == "succeeded"
+    node.drain()
+    assert node.process.returncode == 0
 
 
 def test_batch_of_recordings_in_the_media_folder_is_run_by_the_nodes_and_one_failure_stays_alone(here: Cluster) -> None:
