@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ _DEADLINES = {
     "options": f"-c lock_timeout={BUSY_TIMEOUT_S}s -c statement_timeout={3 * BUSY_TIMEOUT_S}s",
 }
 """libpq's, so that a database that has gone silent keeps nobody waiting for ever."""
+
+ANSWER_S = 3 * BUSY_TIMEOUT_S + 5.0
+"""After these seconds without an answer a connection is closed: a server that is frozen has a kernel that keeps it up."""
 
 metadata = MetaData()
 
@@ -111,14 +116,43 @@ class Database:
 def _engine(url: str) -> Engine:
     parsed = _parsed(url)
     if parsed.get_backend_name() != "sqlite":
-        more = {"connect_args": _DEADLINES} if parsed.drivername == "postgresql+psycopg" else {}
-        return create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, **more)
+        is_psycopg = parsed.drivername == "postgresql+psycopg"
+        more = {"connect_args": _DEADLINES} if is_psycopg else {}
+        engine = create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, **more)
+        if is_psycopg:
+            event.listen(engine, "do_connect", lambda dialect, record, args, settings: _bounded().connect(*args, **settings))
+        return engine
     if parsed.database and not parsed.database.startswith((":", "file:")):
         _make_private(Path(parsed.database))
     engine = create_engine(parsed, hide_parameters=True)
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+@cache
+def _bounded() -> Any:
+    """psycopg's connection, which waits for no answer longer than ``ANSWER_S``; imported only where it is used."""
+    import psycopg
+
+    class Bounded(psycopg.Connection[Any]):
+        def wait(self, gen: Any, *args: Any, **more: Any) -> Any:
+            return super().wait(self._within(gen), *args, **more)
+
+        def _within(self, gen: Any) -> Generator[Any, Any, Any]:
+            end = time.monotonic() + ANSWER_S
+            try:
+                wanted = next(gen)
+                while True:
+                    ready = yield wanted  # nothing, every now and then, where there is no answer yet
+                    if not ready and time.monotonic() > end:
+                        self.pgconn.finish()
+                        raise psycopg.OperationalError("the database does not answer")
+                    wanted = gen.send(ready)
+            except StopIteration as done:
+                return done.value
+
+    return Bounded
 
 
 def _parsed(url: str) -> URL:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import psycopg
 import redis
 
@@ -104,6 +105,21 @@ class Postgres:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(3)
             self._process.wait(20)
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay up, and nobody answers."""
+        for one in self._family():
+            one.suspend()
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        for one in self._family():
+            one.resume()
+
+    def _family(self) -> list[psutil.Process]:
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        return [server, *server.children(recursive=True)]
 
     def database(self, name: str) -> str:
         """The URL of a new, empty database."""

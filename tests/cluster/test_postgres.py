@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
+from app import database
+from app.errors import CapacityError
+from app.store import Store
 from tests.cluster.servers import Postgres
 from tests.integration.server import ROOT
 
@@ -23,3 +28,25 @@ def test_what_holds_on_sqlite_holds_on_postgresql(postgres: Postgres, tests: str
     )
     assert done.returncode == 0, done.stdout[-5000:]
     assert " passed" in done.stdout
+
+
+def test_postgresql_that_is_frozen_keeps_nobody_waiting_and_is_used_again_when_it_answers(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "ANSWER_S", 0.5)
+    monkeypatch.setitem(database._DEADLINES, "connect_timeout", 2)
+    store = Store(postgres.database("frozen"))
+    store.create_schema()
+    postgres.freeze()
+    rescue = threading.Timer(10, postgres.thaw)
+    rescue.start()
+    try:
+        began = time.monotonic()
+        with pytest.raises(CapacityError):
+            store.get("anything")
+        assert time.monotonic() - began < 9
+    finally:
+        rescue.cancel()
+        postgres.thaw()
+    assert store.get("anything") is None
+    store.close()
