@@ -70,6 +70,7 @@ class Background:
         except BaseException:  # nobody knows whether it took place, and nobody is told that it did
             with contextlib.suppress(StenopoolError):
                 await asyncio.shield(self._store.run(self._store.sync.cancel, job.id))
+            await asyncio.shield(self._runs.discard(job.id))
             raise
         self._begin(job, folder, self._runs.source(job, folder), ticket)
         return job

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.admission.ticket import Ticket
-from app.cluster.media import Media, folder_key, input_key, result_key
+from app.cluster.media import AsyncMedia, Media, folder_key, input_key, result_key
 from app.cluster.queue import Queue
 from app.cluster.rows import Sent, SharedStore
 from app.desk.desk import Desk
@@ -46,7 +46,7 @@ class Dispatch(Runs):
         self, settings: Settings, store: AsyncStore, sync: SharedStore, desk: Desk, intake: Intake, media: Media, queue: Queue
     ) -> None:
         super().__init__(settings, store, desk, intake)
-        self._sync, self._media, self._queue = sync, media, queue
+        self._sync, self._media, self._queue = sync, AsyncMedia(media), queue
         self._away: dict[str, Away] = {}
         self._looking: asyncio.Task[None] | None = None
 
@@ -58,7 +58,7 @@ class Dispatch(Runs):
             return {"url": source.url}
         upload = await self._intake.fetch(job.owner, folder, source)
         key = input_key(job.id)
-        await asyncio.to_thread(self._media.put, upload, key)
+        await self._media.put(upload, key)
         return {"media": key}
 
     def source(self, job: Job, folder: Path) -> Source:
@@ -72,7 +72,7 @@ class Dispatch(Runs):
         if not await asyncio.to_thread(path.is_file):
             await asyncio.to_thread(path.parent.mkdir, 0o700, exist_ok=True)
             try:
-                await asyncio.to_thread(self._media.get, result_key(job.id, job.attempts), path)
+                await self._media.get(result_key(job.id, job.attempts), path)
             except FileNotFoundError:
                 raise NotFound("The result of this job is gone.") from None
         return path
@@ -81,7 +81,10 @@ class Dispatch(Runs):
         """Delete everything of a job but its result, here and there. What cannot be reached now goes with the row."""
         await super().discard(job_id, kept)
         with contextlib.suppress(StenopoolError):
-            await asyncio.to_thread(self._media.delete, input_key(job_id) if kept else folder_key(job_id))
+            await self._media.delete(input_key(job_id) if kept else folder_key(job_id))
+        if not kept:  # its row may be gone already, as those of a batch are
+            with contextlib.suppress(StenopoolError):
+                await self._store.run(self._sync.forget_lease, job_id)
 
     # -- the run
 
@@ -112,7 +115,7 @@ class Dispatch(Runs):
 
     async def _forget_media(self, job_id: str) -> None:
         with contextlib.suppress(StenopoolError):
-            await asyncio.to_thread(self._media.delete, folder_key(job_id))
+            await self._media.delete(folder_key(job_id))
 
     async def _at_nodes(self, job: Job, where: dict[str, str], ticket: Ticket, progress: Progress | None) -> Sent:
         """Its turn, its way to a node, its end."""

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import fsspec
@@ -16,6 +22,12 @@ from app.durable import sync
 from app.errors import CapacityError, DiskFull, StenopoolError
 
 log = logging.getLogger("stenopool.cluster")
+
+T = TypeVar("T")
+
+AT_ONCE = 8
+COPY_S, DELETE_S = 600.0, 30.0
+"""So long the store may take; a network file system that has lost its server hangs for ever."""
 
 
 class Media:
@@ -84,6 +96,69 @@ def _translated() -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull("The media store has no room left.") from error
         raise CapacityError("The media store is not available.") from error
+
+
+class AsyncMedia:
+    """Calls a :class:`Media` on threads of its own. One that hangs keeps nobody waiting for ever, nor the process from ending.
+
+    Beside what is listed there, every method raises CapacityError after ``COPY_S`` or ``DELETE_S`` seconds.
+    """
+
+    def __init__(self, media: Media) -> None:
+        self.sync = media
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._threads = 0
+
+    async def put(self, source: Path, key: str) -> None:
+        """As :meth:`Media.put`; if the caller is cancelled, nothing is kept, however late the store is."""
+        gone = threading.Event()
+
+        def put() -> None:
+            self.sync.put(source, key)
+            if gone.is_set():
+                self.sync.delete(key)
+
+        try:
+            await self._run(COPY_S, put)
+        except asyncio.CancelledError:
+            gone.set()
+            self._begin(partial(self.sync.delete, key))  # it may have been kept in this very moment
+            raise
+
+    async def get(self, key: str, target: Path) -> None:
+        """As :meth:`Media.get`."""
+        await self._run(COPY_S, partial(self.sync.get, key, target))
+
+    async def delete(self, key: str) -> None:
+        """As :meth:`Media.delete`."""
+        await self._run(DELETE_S, partial(self.sync.delete, key))
+
+    async def _run(self, within_s: float, call: Callable[[], T]) -> T:
+        answer = asyncio.wrap_future(self._begin(call))
+        try:
+            if not (await asyncio.wait({answer}, timeout=within_s))[0]:
+                log.error("the media store does not answer")
+                raise CapacityError("The media store does not answer.")
+            return answer.result()
+        finally:
+            answer.cancel()  # where it has not begun it never will
+
+    def _begin(self, call: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._calls.put((future, call))
+        if self._threads < AT_ONCE:
+            self._threads += 1
+            threading.Thread(target=self._work, name="media", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        while True:
+            future, call = self._calls.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
 
 
 def input_key(job_id: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.cluster.claims import NodeStore
-from app.cluster.media import Media, result_key
+from app.cluster.media import AsyncMedia, Media, result_key
 from app.cluster.rows import Node
 from app.desk.desk import Desk
 from app.errors import Cancelled, CapacityError, StenopoolError
@@ -53,16 +53,16 @@ async def insisting(store: AsyncStore, change: Callable[[], bool], for_s: float)
 class NodeRuns(Runs):
     """Runs whose results go to the media that all machines share, before the row says that they are there."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, sync: NodeStore, desk: Desk, media: Media) -> None:
+    def __init__(self, settings: Settings, store: AsyncStore, sync: NodeStore, desk: Desk, media: AsyncMedia) -> None:
         super().__init__(settings, store, desk, Intake(settings, desk))
         self._sync, self._media = sync, media
 
     async def _finish(self, job: Job, attempt: int, result: Path, measured: Measured) -> Path:
         key = result_key(job.id, attempt)
-        await asyncio.to_thread(self._media.put, result, key)
+        await self._media.put(result, key)
         finish = partial(self._sync.finish, job.id, attempt, Status.SUCCEEDED, worked_s=measured.seconds)
         if not await insisting(self._store, finish, self._settings.lease_s):
-            await asyncio.to_thread(self._media.delete, key)
+            await self._media.delete(key)
             raise Cancelled("The job is not this machine's any more.")
         return result
 
@@ -71,9 +71,9 @@ class WorkNode:
     """See the module. Everything but :meth:`offer` is to be called in its event loop."""
 
     def __init__(self, settings: Settings, store: NodeStore, pool: Pool, desk: Desk, media: Media) -> None:
-        self._settings, self._pool, self._desk, self._media = settings, pool, desk, media
+        self._settings, self._pool, self._desk, self._media = settings, pool, desk, AsyncMedia(media)
         self._sync, self._store = store, AsyncStore(store)
-        self._runs = NodeRuns(settings, self._store, store, desk, media)
+        self._runs = NodeRuns(settings, self._store, store, desk, self._media)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._watching: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -172,7 +172,7 @@ class WorkNode:
             return Source(url=where["url"])
         upload = folder / "upload"
         try:
-            await asyncio.to_thread(self._media.get, where["media"], upload)
+            await self._media.get(where["media"], upload)
         except FileNotFoundError:
             log.error("the input of a job is gone", extra={"job_id": job.id})
             await self._store.run(self._sync.fail, job.id, StenopoolError())

@@ -109,9 +109,13 @@ class SharedStore(Store):
 
     def delete(self, job_id: str) -> bool:
         """Forget a job, whatever its state, with its lease."""
+        self.forget_lease(job_id)
+        return super().delete(job_id)
+
+    def forget_lease(self, job_id: str) -> None:
+        """Nobody is to run it any more, or its row is gone: where its audio was (an address may hold a secret) is forgotten."""
         with self.writing() as db:
             db.execute(delete(leases).where(leases.c.job_id == job_id))
-        return super().delete(job_id)
 
     # -- what one box does at its start and end, and an API of several machines must not
 
@@ -121,9 +125,10 @@ class SharedStore(Store):
         return []
 
     def recover(self, max_attempts: int) -> Jobs:
-        """The background jobs that have not ended, wherever they are; not the items of batches that are not at a node."""
+        """The background jobs that have not ended, those at nodes first, then by age; of batches only what is at a node."""
         left = [job for job in self.of_background() if not job.status.final]
-        return [job for job in left if job.batch_id is None or job.status is Status.RUNNING]
+        left = [job for job in left if job.batch_id is None or job.status is Status.RUNNING]
+        return sorted(left, key=lambda job: (job.status is not Status.RUNNING, job.created_at, job.id))
 
     def hand_back(self, job_id: str) -> bool:
         """Not ours to hand back: the node has it, or its lease ends."""

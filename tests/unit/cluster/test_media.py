@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
 
-from app.cluster.media import Media, input_key, result_key
+from app.cluster import media as media_module
+from app.cluster.media import AT_ONCE, AsyncMedia, Media, input_key, result_key
 from app.errors import CapacityError, StenopoolError
 
 
@@ -56,3 +59,44 @@ def test_url_that_no_package_understands_is_refused_without_quoting_it() -> None
     with pytest.raises(StenopoolError) as raised:
         Media("nonsense://user:secret@host")
     assert "secret" not in f"{raised.value.message} {raised.value.hint}"
+
+
+class Held(Media):
+    """Does nothing before ``go`` is set, as a network file system whose server is silent."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"file://{folder}/shared")
+        self.go, self.begun, self.done = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def put(self, source: Path, key: str) -> None:
+        self.begun.set()
+        self.go.wait(30)
+        super().put(source, key)
+
+    def delete(self, key: str) -> None:
+        super().delete(key)
+        self.done.release()
+
+
+async def test_store_that_hangs_is_a_capacity_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(media_module, "COPY_S", 0.1)
+    held = Held(tmp_path)
+    media = AsyncMedia(held)
+    puts = [media.put(tmp_path / "upload", f"jobs/{number}/input") for number in range(2 * AT_ONCE)]
+    assert {type(one) for one in await asyncio.gather(*puts, return_exceptions=True)} == {CapacityError}
+    assert threading.active_count() < 2 * AT_ONCE
+    held.go.set()
+
+
+async def test_caller_who_is_cancelled_leaves_nothing_in_a_store_that_is_late(tmp_path: Path) -> None:
+    (tmp_path / "upload").write_bytes(b"audio")
+    held = Held(tmp_path)
+    putting = asyncio.ensure_future(AsyncMedia(held).put(tmp_path / "upload", "jobs/a/input"))
+    await asyncio.to_thread(held.begun.wait, 10)
+    putting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await putting
+    held.go.set()
+    for _ in range(2):
+        assert await asyncio.to_thread(held.done.acquire, timeout=10)
+    assert not (tmp_path / "shared/jobs/a/input").exists()

@@ -1,0 +1,80 @@
+"""What an API keeps for the nodes, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import func, select
+
+from app.cluster.build import build_api
+from app.cluster.rows import SharedStore, leases
+from app.intake import Source
+from app.jobs import Job, Status, TranscribeOptions, new_id
+from app.service import Service
+from tests.fakes.server import make_settings
+
+OPTIONS = TranscribeOptions("demo")
+START = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Service]:
+    """An API whose nodes are elsewhere, and whose Redis is not there."""
+    settings = make_settings(
+        tmp_path,
+        engine="celery",
+        redis_url=SecretStr("redis://127.0.0.1:1/0"),
+        database_url=SecretStr(f"sqlite:///{tmp_path}/jobs.db"),
+        media_url=SecretStr(f"file://{tmp_path}/shared"),
+        max_concurrent_transcriptions=3,
+    )
+    made = build_api(settings)
+    await made.start()
+    yield made
+    await made.stop()
+
+
+def rows(api: Service) -> SharedStore:
+    assert isinstance(api.store.sync, SharedStore)
+    return api.store.sync
+
+
+async def test_job_that_was_not_taken_over_leaves_no_input(api: Service, tmp_path: Path) -> None:
+    first, second = (Job(new_id(), "alice", OPTIONS, START, idempotency_key="again", request_hash="x") for _ in range(2))
+    rows(api).add(first)
+    folder = tmp_path / "data" / "jobs" / second.id
+    folder.mkdir()
+    (folder / "upload").write_bytes(b"audio")
+    ticket = api.desk.jobs.join(api.desk.prices.transcription("alice", OPTIONS, 1.0))
+    with pytest.raises(ValueError):
+        await api.background.accept(second, folder, Source(upload=folder / "upload"), ticket)
+    assert [path for path in (tmp_path / "shared").rglob("*") if path.is_file()] == []
+
+
+async def test_batch_that_is_deleted_leaves_no_lease(api: Service) -> None:
+    job = Job(new_id(), "alice", OPTIONS, START, background=True, source={"url": "https://host/?token=secret"})
+    rows(api).add(job)
+    rows(api).send(job.id, {"url": "https://host/?token=secret"})
+    await api.background.discard([job.id])
+    with rows(api).reading() as db:
+        assert db.execute(select(func.count()).select_from(leases)).scalar_one() == 0
+
+
+async def test_no_more_jobs_run_than_the_operator_allows_however_many_places_there_are(api: Service) -> None:
+    api.desk.resize(8, 4, 1 << 40)
+    assert (api.desk.jobs.limits.running, api.desk.jobs.limits.parallel) == (3, 3)
+    api.desk.resize(2, 1, 1 << 40)
+    assert (api.desk.jobs.limits.running, api.desk.jobs.limits.parallel) == (2, 1)
+
+
+async def test_jobs_of_the_last_boot_come_in_order_behind_those_at_the_nodes(api: Service) -> None:
+    ages = [timedelta(hours=hours) for hours in (1, 3, 2)]
+    young, old, running = (Job(new_id(), "alice", OPTIONS, START - age, background=True) for age in ages)
+    for job in (young, running, old):
+        rows(api).add(job)
+    rows(api)._move(running.id, Status.RUNNING)
+    assert [job.id for job in rows(api).recover(3)] == [running.id, old.id, young.id]
