@@ -72,7 +72,8 @@ class NodeStore(SharedStore):
         with self.reading() as db:
             now = self.clock(db)
             unclaimed = and_(jobs.c.status == Status.QUEUED.value, leases.c.sent_at < now - self._lease)
-            left = and_(jobs.c.status == Status.RUNNING.value, leases.c.lease_until < now)
+            over = or_(leases.c.lease_until < now, and_(leases.c.lease_until.is_(None), leases.c.sent_at < now - self._lease))
+            left = and_(jobs.c.status == Status.RUNNING.value, over)
             query = select(jobs.c.id).join(leases, leases.c.job_id == jobs.c.id).where(or_(unclaimed, left))
             return list(db.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars())
 
@@ -171,5 +172,5 @@ def _change(job_id: str, attempt: int) -> Update:
 
 
 def _is_free(job: Job, lease_until: datetime | None, now: datetime) -> bool:
-    """Whether anybody may claim it."""
-    return job.status is Status.QUEUED or (job.status is Status.RUNNING and lease_until is not None and lease_until < now)
+    """Whether anybody may claim it: it waits, or its lease is over, or it ran before there were nodes."""
+    return job.status is Status.QUEUED or (job.status is Status.RUNNING and (lease_until is None or lease_until < now))

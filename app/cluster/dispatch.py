@@ -16,7 +16,7 @@ from app.cluster.queue import Queue
 from app.cluster.rows import Sent, SharedStore
 from app.desk.desk import Desk
 from app.errors import CapacityError, DeadlineExceeded, NotFound, StenopoolError, by_code
-from app.intake import Intake, Source
+from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status
 from app.runs import TRANSIENT, Progress, Runs, result_path
 from app.settings import Settings
@@ -27,6 +27,8 @@ log = logging.getLogger("stenopool.cluster")
 LOOK_S = 0.1
 """How often the rows of those that were sent are looked at, all in one query."""
 AT_ONCE = 500
+HERE = {"audio_file", "file"}
+"""Sources that only this machine can read."""
 
 
 @dataclass
@@ -62,9 +64,9 @@ class Dispatch(Runs):
         return {"media": key}
 
     def source(self, job: Job, folder: Path) -> Source:
-        """What a batch names is still here, in the media folder; everything else is where the nodes can read it."""
+        """What a batch names is still here, in the media folder, and so is what came before there were nodes."""
         where = job.source or {}
-        return Source(audio_file=where["audio_file"]) if "audio_file" in where else Source()
+        return source_of(where, folder) if where.keys() & HERE else Source()
 
     async def result(self, job: Job) -> Path:
         """The result file, fetched where it is not here yet."""
@@ -93,9 +95,12 @@ class Dispatch(Runs):
         try:
             self.settle(ticket, job.options, ticket.audio_s)
             where = job.source
-            if where is None or "audio_file" in where:
+            if where is not None and where.keys() & HERE:  # once sent, it lies where the lease says, whatever became of it here
+                where = await self._store.run(self._sync.source, job.id)
+            if where is None:
                 where = await self.keep(job, folder, source)
-            await super().discard(job.id)  # the nodes have what was uploaded
+            if "file" not in (job.source or {}):  # that one may be needed again
+                await super().discard(job.id)  # the nodes have what was uploaded
             await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
             self._desk.disk.resize(ticket.name, 0)
             sent = await self._at_nodes(job, where, ticket, progress)

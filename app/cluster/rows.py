@@ -93,6 +93,12 @@ class SharedStore(Store):
             if not db.execute(again).rowcount:
                 db.execute(insert(leases).values(job_id=job_id, source=source, sent_at=self.clock(db)))
 
+    def source(self, job_id: str) -> dict[str, str] | None:
+        """Where the audio of a job is that was sent."""
+        with self.reading() as db:
+            found: dict[str, str] | None = db.execute(select(leases.c.source).where(leases.c.job_id == job_id)).scalar()
+        return found
+
     def sent(self, job_ids: list[str]) -> list[Sent]:
         """How far these jobs are."""
         columns = (leases.c.node, leases.c.stage, leases.c.fraction, leases.c.worked_s)

@@ -241,6 +241,16 @@ def test_nodes_are_seen_until_they_leave_or_fall_silent(rows: Rows) -> None:
     assert rows.api.seen(0) == []
 
 
+def test_job_that_ran_before_there_were_nodes_is_to_be_had(rows: Rows) -> None:
+    job_id = rows.sent()
+    rows.api.start(job_id)
+    node = rows.node("a")
+    assert node.overdue(10) == []
+    rows.expire()
+    assert node.overdue(10) == [job_id]
+    assert node.claim(job_id) is not None
+
+
 def test_restart_of_an_api_touches_no_job(rows: Rows) -> None:
     waiting, running = rows.sent(), rows.sent()
     node = rows.node("a")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -10,7 +12,9 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy import func, select
 
+from app.admission.ticket import Phase
 from app.cluster.build import build_api
+from app.cluster.media import input_key
 from app.cluster.rows import SharedStore, leases
 from app.intake import Source
 from app.jobs import Job, Status, TranscribeOptions, new_id
@@ -78,3 +82,31 @@ async def test_jobs_of_the_last_boot_come_in_order_behind_those_at_the_nodes(api
         rows(api).add(job)
     rows(api)._move(running.id, Status.RUNNING)
     assert [job.id for job in rows(api).recover(3)] == [running.id, old.id, young.id]
+
+
+async def test_upload_from_before_there_were_nodes_is_put_where_they_can_read_it(api: Service, tmp_path: Path) -> None:
+    job = Job(new_id(), "alice", OPTIONS, START, background=True, source={"file": "upload"})
+    rows(api).add(job)
+    upload = tmp_path / "data" / "jobs" / job.id / "upload"
+    upload.parent.mkdir()
+    upload.write_bytes(b"audio")
+    await api.background.resume([job])
+    shared = tmp_path / "shared" / input_key(job.id)
+    end = time.monotonic() + 10
+    while not shared.exists() and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    assert (shared.read_bytes(), upload.exists()) == (b"audio", True)
+
+
+async def test_item_at_a_node_goes_on_after_a_restart_although_its_recording_is_gone_here(api: Service) -> None:
+    job = Job(new_id(), "alice", OPTIONS, START, background=True, source={"audio_file": "gone.wav"})
+    rows(api).add(job)
+    rows(api).send(job.id, {"media": input_key(job.id)})
+    rows(api).start(job.id)
+    await api.background.resume([job])
+    end = time.monotonic() + 10
+    while (live := api.background._live.get(job.id)) and live.ticket.phase is Phase.ENTERED and time.monotonic() < end:
+        await asyncio.sleep(0.01)
+    found = rows(api).get(job.id)
+    assert found is not None
+    assert found.status is Status.RUNNING
