@@ -34,7 +34,9 @@ def _own(name: str, default: Any, help_text: str, **bounds: Any) -> Any:
 class Settings(BaseSettings):
     """What the operator decides. Immutable; built once in ``main.py`` and handed down."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     # -- the server
     host: str = _named("HOST", "127.0.0.1", "Address to listen on. 0.0.0.0 needs API keys.")

@@ -37,6 +37,15 @@ def test_lists_are_split_at_commas_and_trimmed(monkeypatch: pytest.MonkeyPatch) 
     assert settings.configured_keys == ("first-key-of-many", "second-key-of-many")
 
 
+def test_refused_settings_are_not_quoted_because_they_may_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STENOPOOL_ENGINE", "celery")
+    monkeypatch.setenv("REDIS_URL", "redis://:secret@host")
+    with pytest.raises(ValidationError) as raised:
+        Settings()
+    assert "secret" not in str(raised.value)
+    assert "STENOPOOL_MEDIA_URL" in str(raised.value)
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "")
     monkeypatch.setenv("STENOPOOL_MODELS_DIR", "")
