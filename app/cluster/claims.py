@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, insert, or_, select, update
 
 from app.cluster.rows import Node, SharedStore, leases, nodes
-from app.errors import StenopoolError, WorkerLost
+from app.errors import NeverFits, StenopoolError, WorkerLost
 from app.jobs import Job, Status
 from app.store import _ending, _one, jobs
 
@@ -37,6 +37,8 @@ class NodeStore(SharedStore):
         self.node, self._lease, self._max_deaths = node, timedelta(seconds=lease_s), max_deaths
         self.claims: dict[str, Claim] = {}
         self._left = False
+        self._most_bytes = 0
+        self._too_large: set[str] = set()
 
     # -- leases
 
@@ -45,6 +47,8 @@ class NodeStore(SharedStore):
 
         One that has ended too many nodes or workers fails instead.
         """
+        if job_id in self._for_larger():
+            return None
         with self.writing() as db:
             now = self.clock(db)
             db.execute(select(jobs.c.id).where(jobs.c.id == job_id).with_for_update())  # jobs before leases, as everywhere
@@ -69,17 +73,23 @@ class NodeStore(SharedStore):
 
     def overdue(self, limit: int) -> list[str]:
         """Jobs that somebody should have claimed by now, oldest first: what Redis lost, and what lost nodes had."""
+        others = self._for_larger()
         with self.reading() as db:
             now = self.clock(db)
             unclaimed = and_(jobs.c.status == Status.QUEUED.value, leases.c.sent_at < now - self._lease)
             over = or_(leases.c.lease_until < now, and_(leases.c.lease_until.is_(None), leases.c.sent_at < now - self._lease))
             left = and_(jobs.c.status == Status.RUNNING.value, over)
-            query = select(jobs.c.id).join(leases, leases.c.job_id == jobs.c.id).where(or_(unclaimed, left))
+            query = (
+                select(jobs.c.id)
+                .join(leases, leases.c.job_id == jobs.c.id)
+                .where(or_(unclaimed, left), jobs.c.id.not_in(others))
+            )
             return list(db.execute(query.order_by(jobs.c.created_at).limit(limit)).scalars())
 
     def beat(self, node: Node) -> list[str]:
         """Say that this node lives, and keep its leases; the jobs in ``claims`` that are not ours any more."""
         lost = []
+        self._most_bytes = node.most_bytes
         with self.writing() as db:
             now = self.clock(db)
             db.execute(delete(nodes).where(nodes.c.seen_at < now - NODE_KEPT))
@@ -155,8 +165,18 @@ class NodeStore(SharedStore):
         return True
 
     def fail(self, job_id: str, error: StenopoolError) -> bool:
-        """End the attempt that is ours with ``error``."""
+        """End the attempt that is ours with ``error``; where it is only too large for this node, it is for a larger one."""
+        if isinstance(error, NeverFits):
+            self._too_large.add(job_id)
+            if self._for_larger():
+                return self.give_back(job_id)
         return self.finish(job_id, self.claims[job_id].attempt, Status.FAILED, error=error)
+
+    def _for_larger(self) -> set[str]:
+        """Jobs that are too large for this node, while there is a larger one."""
+        if self._too_large and any(one.most_bytes > self._most_bytes for one in self.seen(self._lease.total_seconds())):
+            return self._too_large
+        return set()
 
     def _charged(self, db: Connection, job_id: str) -> int:
         charged: int = db.execute(select(jobs.c.attempts - jobs.c.forgiven).where(jobs.c.id == job_id)).scalar_one()

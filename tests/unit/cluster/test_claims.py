@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from app.cluster.claims import Claim, NodeStore
 from app.cluster.rows import Node, SharedStore, leases
-from app.errors import NotMedia, WorkerLost
+from app.errors import NeverFits, NotMedia, WorkerLost
 from app.jobs import Job, Status, TranscribeOptions, new_id
 from tests.fakes.database import OTHER_URL, emptied
 
@@ -249,6 +249,25 @@ def test_job_that_ran_before_there_were_nodes_is_to_be_had(rows: Rows) -> None:
     rows.expire()
     assert node.overdue(10) == [job_id]
     assert node.claim(job_id) is not None
+
+
+def test_job_that_is_too_large_for_a_node_is_for_a_larger_one_while_there_is_one(rows: Rows) -> None:
+    job_id, second = rows.sent(), rows.sent()
+    small, large = rows.node("small"), rows.node("large")
+    small.beat(Node("small", 2, 1, 10**9, 2 * 10**9))
+    large.beat(Node("large", 2, 1, 10**9, 8 * 10**9))
+    small.claim(job_id)
+    assert small.fail(job_id, NeverFits("too large"))
+    assert small.claim(job_id) is None
+    rows.expire()
+    assert (small.overdue(10), set(large.overdue(10))) == ([second], {job_id, second})
+    assert large.claim(job_id) is not None
+    assert large.fail(job_id, NeverFits("too large"))
+    assert rows.api.get(job_id).error_code == "never_fits"  # type: ignore[union-attr]
+    large.leave()
+    small.claim(second)
+    assert small.fail(second, NeverFits("too large"))
+    assert rows.api.get(second).status is Status.FAILED  # type: ignore[union-attr]
 
 
 def test_restart_of_an_api_touches_no_job(rows: Rows) -> None:
