@@ -33,7 +33,7 @@ class Sent:
 
     def all_end(self) -> None:
         """Well, and within a minute."""
-        assert {one["status"] for one in self._here.ended(self.jobs)} == {"succeeded"}
+        assert [one for one in self._here.ended(self.jobs) if one["status"] != "succeeded"] == []
 
     def each_once(self) -> None:
         """Its own transcript, one result among the shared media, and no input left."""
