@@ -22,7 +22,8 @@ EVERY_S = 60.0
 class Retention:
     """``forget(job_id)`` deletes a job's row and folder. ``now`` is a monotonic clock in seconds.
 
-    The wall clock is read once: whether it jumps by a day later makes nothing older.
+    Old is what is old by the wall clock and by the wall clock at the start plus the time since: a clock that is set ahead makes
+    nothing older, and a clock that was set back does not make what ends from then on look as if it had ended long ago.
     """
 
     def __init__(
@@ -46,10 +47,10 @@ class Retention:
 
     async def look(self) -> None:
         """Forget what is too old, then the oldest results while all of them are too large."""
-        today = self._began + timedelta(seconds=self._now() - self._began_at)
-        for job in await self._ended(today - timedelta(seconds=self._settings.result_ttl_s)):
+        clocks = self._began + timedelta(seconds=self._now() - self._began_at), self._store.sync.now()
+        for job in await self._ended(min(clocks) - timedelta(seconds=self._settings.result_ttl_s)):
             await self._forget(job.id)
-        kept = [job for job in await self._ended(today + timedelta(days=1)) if job.background]
+        kept = [job for job in await self._ended(max(clocks) + timedelta(days=1)) if job.background]
         sizes = await asyncio.to_thread(lambda: [_size(self._settings.jobs_dir / job.id) for job in kept])
         surplus = sum(sizes) - self._settings.results_mb * MB
         for job, size in zip(kept, sizes, strict=True):

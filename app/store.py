@@ -178,10 +178,13 @@ class Store(Database):
             query = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status.in_(needed))
             return [_job(row) for row in db.execute(query).mappings()]
 
-    def webhooks_due(self, limit: int) -> Jobs:
-        """Jobs that have ended and whose callers are to be told now."""
+    def webhooks_due(self, limit: int, longest: timedelta = timedelta(days=365)) -> Jobs:
+        """Jobs that have ended and whose callers are to be told now; also where that would be in more than ``longest``.
+
+        Nobody is told to wait for so long, so the clock was set back.
+        """
         ended = jobs.c.status.in_([status.value for status in Status if status.final])
-        due = or_(jobs.c.webhook_at.is_(None), jobs.c.webhook_at <= self.now())
+        due = or_(jobs.c.webhook_at.is_(None), ~jobs.c.webhook_at.between(self.now(), self.now() + longest))
         query = select(*_JOB_COLUMNS).where(jobs.c.webhook_url.is_not(None), ~jobs.c.webhook_done, ended, due)
         with self.reading() as db:
             return [_job(row) for row in db.execute(query.order_by(jobs.c.finished_at).limit(limit)).mappings()]

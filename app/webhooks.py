@@ -31,6 +31,8 @@ PAUSES_S = (5.0, 60.0, 300.0, 1800.0, 7200.0, 18_000.0, 36_000.0)
 """Between one try and the next; after the last one nobody tries any more."""
 LOOK_S = 5.0
 AT_ONCE = 8
+CLOCK_S = 60.0
+"""What a clock may be set back without a webhook being sent early."""
 PREFIX = "whsec_"
 
 
@@ -77,7 +79,8 @@ class Webhooks:
 
     async def look(self) -> int:
         """One round; how many were due."""
-        due = await self._store.run(self._store.sync.webhooks_due, AT_ONCE)
+        longest = timedelta(seconds=max(PAUSES_S) + CLOCK_S)
+        due = await self._store.run(self._store.sync.webhooks_due, AT_ONCE, longest)
         await asyncio.gather(*(self._deliver(job) for job in due))
         return len(due)
 
