@@ -9,18 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from app.admission.ticket import Phase, Ticket
 from app.desk.desk import Desk
-from app.durable import keep
 from app.errors import NotFound, StenopoolError
-from app.intake import Intake, Source
+from app.intake import Source
 from app.jobs import Job, Status
-from app.media.paths import remove_tree
 from app.runs import Progress, Runs, result_path
 from app.settings import Settings
 from app.store import AsyncStore
@@ -51,11 +49,12 @@ class Live:
 class Background:
     """Takes jobs over (:meth:`accept`), goes on with those of the last boot (:meth:`resume`), shows and ends them."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, desk: Desk, intake: Intake, runs: Runs) -> None:
-        self._settings, self._store, self._desk, self._intake, self._runs = settings, store, desk, intake, runs
+    def __init__(self, settings: Settings, store: AsyncStore, desk: Desk, runs: Runs) -> None:
+        self._settings, self._store, self._desk, self._runs = settings, store, desk, runs
         self._live: dict[str, Live] = {}
         self._stopping = False
-        self.on_end: Callable[[], None] = lambda: None
+        self.on_end: list[Callable[[], None]] = []
+        self._begun = asyncio.Event()
 
     # -- in
 
@@ -65,25 +64,23 @@ class Background:
         Raises:
             StenopoolError: it was not taken over.
         """
-        if not source.url:
-            upload = await self._intake.fetch(job.owner, folder, source)
-            await asyncio.to_thread(keep, upload)
-            source = Source(upload=upload)
-        where = {"url": source.url} if source.url else {"file": source.upload.name if source.upload else ""}
-        job = replace(job, background=True, source=where)
+        job = replace(job, background=True, source=await self._runs.keep(job, folder, source))
         try:
             await self._store.run(self._store.sync.add, job)
         except BaseException:  # nobody knows whether it took place, and nobody is told that it did
             with contextlib.suppress(StenopoolError):
                 await asyncio.shield(self._store.run(self._store.sync.cancel, job.id))
             raise
-        self._begin(job, folder, source, ticket)
+        self._begin(job, folder, self._runs.source(job, folder), ticket)
         return job
 
     async def kept(self) -> dict[str, str]:
-        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result."""
+        """Folders that must stay: of jobs that go on ("": all of it), and of those that ended well the name of the result.
+
+        Not of items of a batch that go on: they fetch their audio again.
+        """
         jobs = await self._store.run(self._store.sync.of_background)
-        return {job.id: _result_of(job) for job in jobs}
+        return {job.id: _result_of(job) for job in jobs if job.batch_id is None or job.status.final}
 
     async def reclaim(self) -> list[Job]:
         """What the last boot had acknowledged and not ended; back in line, by its rows."""
@@ -96,22 +93,29 @@ class Background:
         """Go on with these jobs. They were let in once, so they are not asked again whether they fit."""
         for job in left:
             folder = self._settings.jobs_dir / job.id
-            where = job.source or {}
-            source = Source(url=where["url"]) if "url" in where else Source(upload=folder / where.get("file", "upload"))
+            if self._stopping:
+                return
             ask = self._desk.prices.transcription(job.owner, job.options, job.duration_s or 60.0)
-            self._begin(job, folder, source, self._desk.jobs.join(ask))
+            self._begin(job, folder, self._runs.source(job, folder), self._desk.jobs.join(ask))
 
     def _begin(self, job: Job, folder: Path, source: Source, ticket: Ticket) -> None:
         ticket.stays, ticket.ask = True, replace(ticket.ask, within_s=None)  # who comes back for it is never too late
         live = self._live[job.id] = Live(job, ticket)
         live.task = asyncio.create_task(self._run(live, folder, source))
         live.task.add_done_callback(lambda task: self._ended(live, task))  # also where it is cancelled before it begins
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """Wake those who listen to items of a batch that are not in line yet."""
+        self._begun.set()
+        self._begun = asyncio.Event()
 
     def _ended(self, live: Live, task: asyncio.Task[None]) -> None:
         del self._live[live.job.id]
         self._desk.release(self._desk.jobs, live.ticket)
         live.tell()
-        self.on_end()
+        for tell in self.on_end:
+            tell()
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background job was left to the next start", exc_info=error, extra={"job_id": live.job.id})
 
@@ -126,7 +130,7 @@ class Background:
 
         while True:
             if ended is None:
-                ended = await self._settle(job, folder)
+                ended = await self._settle(job)
             if ended is False:
                 ended = await self._once(job, folder, source, live.ticket, progress)
             if ended:
@@ -140,9 +144,9 @@ class Background:
     async def _once(self, job: Job, folder: Path, source: Source, ticket: Ticket, progress: Progress) -> bool | None:
         """Run it; then as :meth:`_settle`."""
         try:
-            await _clear(folder, source)
+            await self._runs.tidy(job, folder)
             result = await self._runs.run(job, folder, source, ticket, progress)
-            await asyncio.to_thread(remove_tree, folder, result.name)
+            await self._runs.discard(job.id, result.name)
             return True
         except asyncio.CancelledError:
             if self._stopping:
@@ -151,9 +155,9 @@ class Background:
         except Exception as error:
             if not isinstance(error, StenopoolError):
                 log.exception("a background job failed", extra={"job_id": job.id})
-        return await self._settle(job, folder)
+        return await self._settle(job)
 
-    async def _settle(self, job: Job, folder: Path) -> bool | None:
+    async def _settle(self, job: Job) -> bool | None:
         """Whether the job has ended, one way or the other: only then its input may go; if not, it is back in line.
 
         None where the store cannot say: it must not be run before it is back in line, or it would look as if it was cancelled.
@@ -161,7 +165,7 @@ class Background:
         try:
             row = await self._store.run(self._store.sync.get, job.id)
             if row is None or row.status.final:  # it may have succeeded, although it looked otherwise
-                await asyncio.to_thread(remove_tree, folder, _result_of(row) if row is not None else "")
+                await self._runs.discard(job.id, _result_of(row) if row is not None else "")
                 return True
             await self._store.run(self._store.sync.hand_back, job.id)
             return False
@@ -185,24 +189,17 @@ class Background:
     def view(self, job: Job) -> dict[str, Any]:
         """What its owner may see of it, as JSON values. Times are seconds, or ISO 8601."""
         live = self._live.get(job.id)
-        shown: dict[str, Any] = {
-            "job_id": job.id,
-            "status": job.status.value,
-            "model": job.options.model,
-            "created_at": job.created_at.isoformat(),
-            "started_at": job.started_at.isoformat() if job.started_at else None,
-            "finished_at": job.finished_at.isoformat() if job.finished_at else None,
-            "duration": job.duration_s,
-            "attempts": job.attempts,
-        }
-        if job.status is Status.FAILED:
-            shown["error"] = {"code": job.error_code, "message": job.error_message}
+        shown = job.to_wire()
         if live is not None and not job.status.final:
             waiting = live.ticket.phase is not Phase.RUNNING
             shown["stage"] = "queued" if waiting else live.stage
             shown["percent"] = 0.0 if waiting else round(100 * live.fraction, 1)
             shown |= self._desk.jobs.estimate(live.ticket).to_dict()
         return shown
+
+    def items(self) -> list[Live]:
+        """The items of batches that are in line or run now."""
+        return [live for live in self._live.values() if live.job.batch_id is not None]
 
     async def wait(self, job_id: str) -> None:
         """Wait for the end of a job, or of this server."""
@@ -216,7 +213,7 @@ class Background:
         """
         while True:
             live = self._live.get(job.id)
-            changed = live.changed if live is not None else None
+            changed = live.changed if live is not None else self._begun if job.batch_id else None
             job = await self.get(job.id, job.owner)
             shown = self.view(job)
             number = f"{job.attempts}-{job.status.value}-{shown.get('stage', '')}-{shown.get('percent', '')}"
@@ -237,17 +234,6 @@ class Background:
         """Jobs of ``owner``, newest first."""
         return await self._store.run(self._store.sync.list, owner, status, limit, after, True)
 
-    async def result(self, job: Job) -> Path:
-        """The result file of a job that has succeeded.
-
-        Raises:
-            NotFound: it is gone.
-        """
-        path = result_path(self._settings.jobs_dir / job.id, job.attempts)
-        if not await asyncio.to_thread(path.is_file):
-            raise NotFound("The result of this job is gone.")
-        return path
-
     async def cancel(self, job: Job) -> None:
         """End a job that has not ended, and its engine call with it; forget one that has."""
         if job.status.final:
@@ -255,22 +241,39 @@ class Background:
             return
         if not await self._store.run(self._store.sync.cancel, job.id):
             return  # it has just ended by itself
-        live = self._live.get(job.id)
-        if live is not None and live.task is not None:
-            live.task.cancel()
-            await asyncio.wait({live.task}, timeout=HEARTBEAT_S)
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job.id)
+        await self.cut_off([job.id])
+
+    async def cut_off(self, ids: Sequence[str]) -> None:
+        """End the work of jobs whose rows were cancelled."""
+        tasks = {live.task for live in map(self._live.get, ids) if live is not None and live.task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=HEARTBEAT_S)
+        self._tell_waiting()
+        await self.discard(ids)
+
+    async def discard(self, ids: Sequence[str]) -> None:
+        """Delete the files of jobs."""
+        for job_id in ids:
+            await self._runs.discard(job_id)
 
     async def forget(self, job_id: str) -> None:
         """Delete a job that has ended, with its result."""
         await self._store.run(self._store.sync.delete, job_id)
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id)
+        await self._runs.discard(job_id)
 
     # -- the end of the server
+
+    @property
+    def stopping(self) -> bool:
+        """Whether nobody new is started any more."""
+        return self._stopping
 
     def drain(self) -> None:
         """Nobody new is started; listeners are let go."""
         self._stopping = True
+        self._tell_waiting()
         for live in self._live.values():
             live.tell()
 
@@ -289,9 +292,3 @@ class Background:
 def _result_of(job: Job) -> str:
     """The name of its result file; "" where there is none."""
     return result_path(Path(), job.attempts).name if job.status is Status.SUCCEEDED else ""
-
-
-async def _clear(folder: Path, source: Source) -> None:
-    """Nothing but the input stays of an earlier try: a full disk needs the room."""
-    await asyncio.to_thread(remove_tree, folder, source.upload.name if source.upload else "")
-    folder.mkdir(0o700, exist_ok=True)  # noqa: ASYNC240  (in a thread, what a cancelled job still makes would stay)

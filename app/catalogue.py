@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.settings import PROJECT_ROOT, Settings
+from app.work import WorkerSetup
 
 DEMO_MODEL = PROJECT_ROOT / "demo" / "model"
 DEMO_ALIGNER = PROJECT_ROOT / "demo" / "aligner"
@@ -88,3 +89,35 @@ def _candidates(name: str, settings: Settings) -> list[Path]:
 def hub_cache(settings: Settings) -> Path:
     """Where models that were fetched from the hub are kept."""
     return settings.data_dir.resolve() / "hub"
+
+
+def warm_models(settings: Settings) -> tuple[str, ...]:
+    """The models to load at start."""
+    if settings.warm_models:
+        return settings.warm_models
+    wanted = settings.model_size
+    return (wanted if local_path(wanted, settings) else "demo",)
+
+
+def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipeline") -> WorkerSetup:
+    """What the worker of ``model`` must know."""
+    spec = MODELS[model]
+    path = local_path(model, settings)
+    return WorkerSetup(
+        model=model,
+        engine=engine,
+        model_path=str(path) if path else None,
+        repo=spec.repo,
+        aligner_path=str(DEMO_ALIGNER) if model == "demo" else None,
+        hub_dir=str(hub_cache(settings)),
+        models_dir=str(settings.models_dir.resolve()) if settings.models_dir else None,
+        offline=settings.offline,
+        device=settings.device,
+        align_device=settings.align_device,
+        compute_type=settings.compute_type,
+        streams=settings.stream_count,
+        threads=settings.thread_count,
+        batch_size=settings.batch_size,
+        runners=settings.runner_count,
+        batch_wait_s=settings.batch_wait_ms / 1000,
+    )

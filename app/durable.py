@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def keep(upload: Path) -> None:
+def keep_safe(upload: Path) -> None:
     """Make sure that a file survives a power cut, with its name and that of its folder.
 
     Raises:
@@ -52,4 +52,24 @@ def room() -> Iterator[None]:
     except OSError as error:
         if is_full(error):
             raise DiskFull("The server ran out of disk space.") from error
+        raise
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
+
+    Raises:
+        DiskFull: there is no room for it. Nothing of it stays.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        with room():
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
         raise

@@ -29,6 +29,13 @@ class Source:
     url: str | None = None
 
 
+def source_of(where: dict[str, str], folder: Path) -> Source:
+    """The audio of a job whose row says ``where`` it is (:attr:`app.jobs.Job.source`)."""
+    if "url" in where or "audio_file" in where:
+        return Source(url=where.get("url"), audio_file=where.get("audio_file"))
+    return Source(upload=folder / where.get("file", "upload"))
+
+
 class Intake:
     """Every ffmpeg and yt-dlp run takes a turn at the desk, as a request of its own or as a part of one."""
 
@@ -43,6 +50,7 @@ class Intake:
             async with self.part(self._desk.downloads, owner):
                 return (await download(source.url, folder, self._settings)).path
         target = folder / "input"
+        await asyncio.to_thread(target.unlink, missing_ok=True)  # of an earlier try
         wanted = _visible(owner, source.audio_file or "")
         await copy_inside(self._settings.media_dir, wanted, target, reserve_mb=self._settings.disk_reserve_mb)
         return target
@@ -50,10 +58,12 @@ class Intake:
     async def decode(self, owner: str, input_file: Path, folder: Path, *, keep: bool = False) -> Decoded:
         """The input as PCM beside it; the input is deleted, unless it is to be kept for another try."""
         size = (await asyncio.to_thread(input_file.stat)).st_size
-        async with self.part(self._desk.media, owner):
-            decoded = await decode(input_file, folder / "audio.pcm", self._settings)
-        if not keep:
-            await asyncio.to_thread(input_file.unlink, missing_ok=True)
+        try:
+            async with self.part(self._desk.media, owner):
+                decoded = await decode(input_file, folder / "audio.pcm", self._settings)
+        finally:
+            if not keep:
+                await asyncio.to_thread(input_file.unlink, missing_ok=True)
         self._desk.prices.costs.observe_upload(owner, size, decoded.duration_s)
         return decoded
 

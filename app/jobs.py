@@ -77,9 +77,11 @@ class Job:
     """One piece of work. ``created_at`` and the like are timezone-aware; durations are seconds.
 
     ``attempts`` counts runs that began: it is raised and committed before the work starts. ``background``: it was acknowledged
-    before its end, so it survives the server; ``source`` says where its audio is then (``{"file": name}`` in its folder, or
-    ``{"url": address}``), ``response_format`` in what form the answer was wanted. ``idempotency_key``: the same request gets
-    this job if it is sent again under it; ``request_hash`` tells whether it is the same. ``webhook_url`` is told of its end.
+    before its end, so it survives the server; ``source`` says where its audio is then (``{"file": name}`` in its folder,
+    ``{"url": address}``, or ``{"audio_file": path}`` in the media folder), ``response_format`` in what form the answer was
+    wanted. ``idempotency_key``: the same request gets this job if it is sent again under it; ``request_hash`` tells whether it
+    is the same. ``webhook_url`` is told of its end. ``batch_id``: it is item ``batch_index`` of that batch, which its owner
+    calls ``label``.
     """
 
     id: str
@@ -100,6 +102,9 @@ class Job:
     request_hash: str | None = None
     webhook_url: str | None = None
     webhook_tries: int = 0
+    batch_id: str | None = None
+    batch_index: int | None = None
+    label: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("created_at", "started_at", "finished_at"):
@@ -116,6 +121,24 @@ class Job:
         if status not in TRANSITIONS.get(self.status, frozenset()):
             raise ValueError(f"a {self.status.value} job cannot become {status.value}")
         return replace(self, status=status, **changes)
+
+    def to_wire(self) -> dict[str, Any]:
+        """What its owner may see of it, as JSON values. Times are seconds, or ISO 8601."""
+        shown: dict[str, Any] = {
+            "job_id": self.id,
+            "status": self.status.value,
+            "model": self.options.model,
+            "created_at": self.created_at.isoformat(),
+            "started_at": self.started_at.isoformat() if self.started_at else None,
+            "finished_at": self.finished_at.isoformat() if self.finished_at else None,
+            "duration": self.duration_s,
+            "attempts": self.attempts,
+        }
+        if self.batch_id is not None:
+            shown |= {"batch_id": self.batch_id, "index": self.batch_index, "label": self.label}
+        if self.status is Status.FAILED:
+            shown["error"] = {"code": self.error_code, "message": self.error_message}
+        return shown
 
 
 def new_id() -> str:

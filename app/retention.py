@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from app.batches_store import BatchRows
 from app.jobs import Job
 from app.media.process import MB
 from app.settings import Settings
@@ -34,6 +35,7 @@ class Retention:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._store, self._forget, self._now = settings, store, forget, now
+        self._batches = BatchRows(store.sync)
         self._began, self._began_at = store.sync.now(), now()
 
     async def watch(self) -> None:
@@ -46,11 +48,18 @@ class Retention:
             await asyncio.sleep(EVERY_S)
 
     async def look(self) -> None:
-        """Forget what is too old, then the oldest results while all of them are too large."""
+        """Forget what is too old, then the oldest results while all of them are too large; and batches that have no item left.
+
+        The items of a batch are too old together, when the last one is.
+        """
         clocks = self._began + timedelta(seconds=self._now() - self._began_at), self._store.sync.now()
-        for job in await self._ended(min(clocks) - timedelta(seconds=self._settings.result_ttl_s)):
-            await self._forget(job.id)
-        kept = [job for job in await self._ended(max(clocks) + timedelta(days=1)) if job.background]
+        for job_id in await self._store.run(self._batches.old, min(clocks) - timedelta(seconds=self._settings.result_ttl_s)):
+            await self._forget(job_id)
+        await self._shrink(max(clocks))
+        await self._store.run(self._batches.forget_empty)
+
+    async def _shrink(self, today: datetime) -> None:
+        kept = [job for job in await self._ended(today + timedelta(days=1)) if job.background]
         sizes = await asyncio.to_thread(lambda: [_size(self._settings.jobs_dir / job.id) for job in kept])
         surplus = sum(sizes) - self._settings.results_mb * MB
         for job, size in zip(kept, sizes, strict=True):

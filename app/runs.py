@@ -11,12 +11,13 @@ from pathlib import Path
 
 from app.admission.ticket import Ticket
 from app.desk.desk import Desk
-from app.durable import room
-from app.errors import Cancelled, CapacityError, DiskFull, OutOfMemory, StenopoolError, WorkerLost
-from app.intake import Intake, Source
+from app.durable import keep_safe, room
+from app.errors import Cancelled, CapacityError, DiskFull, NotFound, OutOfMemory, StenopoolError, WorkerLost
+from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status, TranscribeOptions
 from app.media.decode import Decoded
-from app.pool.handle import WorkerDied
+from app.media.paths import remove_tree
+from app.pool.handle import Measured, WorkerDied
 from app.settings import Settings
 from app.store import AsyncStore
 from app.work import Task
@@ -47,9 +48,10 @@ class Runs:
         """
         try:
             self.settle(ticket, job.options, ticket.audio_s)  # the model may stand in the form
+            keep = job.background and source.upload is not None  # others are fetched again
             with room():
                 input_file = await self._intake.fetch(job.owner, folder, source)
-                decoded = await self._intake.decode(job.owner, input_file, folder, keep=job.background)
+                decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
             await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
             self.settle(ticket, job.options, decoded.duration_s)
             self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
@@ -61,6 +63,46 @@ class Runs:
         except Exception:
             await asyncio.shield(self._store.run(self._store.sync.fail, job.id, StenopoolError()))
             raise
+
+    # -- where inputs and results lie
+
+    async def keep(self, job: Job, folder: Path, source: Source) -> dict[str, str]:
+        """Make the input of a job safe, before it is acknowledged; where it is, as the row keeps it.
+
+        Raises:
+            StenopoolError: it is not to be had, or there is no room for it.
+        """
+        if source.url:
+            return {"url": source.url}
+        upload = await self._intake.fetch(job.owner, folder, source)
+        await asyncio.to_thread(keep_safe, upload)
+        return {"file": upload.name}
+
+    def source(self, job: Job, folder: Path) -> Source:
+        """The input that :meth:`keep` has kept."""
+        return source_of(job.source or {}, folder)
+
+    async def tidy(self, job: Job, folder: Path) -> None:
+        """A folder for another try, with nothing in it but the input: a full disk needs the room."""
+        await asyncio.to_thread(remove_tree, folder, (job.source or {}).get("file", ""))
+        folder.mkdir(0o700, exist_ok=True)  # noqa: ASYNC240  (in a thread, what a cancelled job still makes would stay)
+
+    async def result(self, job: Job) -> Path:
+        """The result file of a job that has succeeded.
+
+        Raises:
+            NotFound: it is gone.
+        """
+        path = result_path(self._settings.jobs_dir / job.id, job.attempts)
+        if not await asyncio.to_thread(path.is_file):
+            raise NotFound("The result of this job is gone.")
+        return path
+
+    async def discard(self, job_id: str, kept: str = "") -> None:
+        """Delete everything of a job but the result file of that name."""
+        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id, kept)
+
+    # -- the run
 
     def settle(self, ticket: Ticket, options: TranscribeOptions, audio_s: float) -> None:
         """Correct the price, now that more is known.
@@ -95,7 +137,7 @@ class Runs:
                 try:
                     measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
                     self._desk.prices.learn_job(job.options, decoded.duration_s, measured)
-                    return await self._finish(job.id, started.attempts, result)
+                    return await self._finish(job, started.attempts, result, measured)
                 except WorkerDied as death:
                     deaths += death.alone
                     of_memory = await self._died_of_memory(job, death)
@@ -125,7 +167,7 @@ class Runs:
             self._desk.prices.learn_death(job.options.model)
         return of_memory
 
-    async def _finish(self, job_id: str, attempt: int, result: Path) -> Path:
-        if not await self._store.run(self._store.sync.finish, job_id, attempt, Status.SUCCEEDED):
+    async def _finish(self, job: Job, attempt: int, result: Path, measured: Measured) -> Path:
+        if not await self._store.run(self._store.sync.finish, job.id, attempt, Status.SUCCEEDED):
             raise Cancelled("The job was cancelled.")
         return result

@@ -22,6 +22,7 @@ from app.admission import refusals
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Ticket
 from app.background import Background
+from app.batches import Batches
 from app.desk.desk import Desk
 from app.errors import InputError, by_code
 from app.formats import Transcript
@@ -32,39 +33,15 @@ from app.media.download import Downloaded
 from app.media.extract import Extracted, ExtractOptions, extract
 from app.media.paths import free_bytes, remove_tree
 from app.media.process import MB
-from app.pool.supervisor import Pool
+from app.pool.interface import AnyPool
 from app.retention import Retention
 from app.runs import Progress, Runs
 from app.settings import Settings
 from app.store import AsyncStore
+from app.uploads.uploads import Uploads
 from app.webhooks import Webhooks
-from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.service")
-
-
-def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipeline") -> WorkerSetup:
-    """What the worker of ``model`` must know."""
-    spec = catalogue.MODELS[model]
-    path = catalogue.local_path(model, settings)
-    return WorkerSetup(
-        model=model,
-        engine=engine,
-        model_path=str(path) if path else None,
-        repo=spec.repo,
-        aligner_path=str(catalogue.DEMO_ALIGNER) if model == "demo" else None,
-        hub_dir=str(catalogue.hub_cache(settings)),
-        models_dir=str(settings.models_dir.resolve()) if settings.models_dir else None,
-        offline=settings.offline,
-        device=settings.device,
-        align_device=settings.align_device,
-        compute_type=settings.compute_type,
-        streams=settings.stream_count,
-        threads=settings.thread_count,
-        batch_size=settings.batch_size,
-        runners=settings.runner_count,
-        batch_wait_s=settings.batch_wait_ms / 1000,
-    )
 
 
 @dataclass(frozen=True)
@@ -76,16 +53,18 @@ class Repeatable:
 
 
 class Service:
-    """Everything behind the routes. ``pool`` runs the engine; ``store`` keeps the rows."""
+    """Everything behind the routes. ``pool`` runs the engine, or knows who does; ``store`` keeps the rows."""
 
-    def __init__(self, settings: Settings, store: AsyncStore, pool: Pool, desk: Desk) -> None:
+    def __init__(self, settings: Settings, store: AsyncStore, pool: AnyPool, desk: Desk, runs: Runs | None = None) -> None:
         self.settings, self.store, self.pool, self.desk = settings, store, pool, desk
         self._intake = Intake(settings, desk)
-        self.runs = Runs(settings, store, desk, self._intake)
-        self.background = Background(settings, store, desk, self._intake, self.runs)
+        self.runs = runs or Runs(settings, store, desk, self._intake)
+        self.background = Background(settings, store, desk, self.runs)
+        self.uploads = Uploads(settings, desk, self._intake)
         self._retention = Retention(settings, store, self.background.forget)
         self.webhooks = Webhooks(settings, store, self.background.view)
-        self.background.on_end = self.webhooks.wake
+        self.background.on_end.append(self.webhooks.wake)
+        self.batches = Batches(settings, store, desk, self.background, self.webhooks)
         self._watching: list[asyncio.Task[None]] = []
         self._stopping_since: float | None = None
         self._lock: int | None = None
@@ -101,7 +80,7 @@ class Service:
         """
         self._loop = asyncio.get_running_loop()
         self._lock = claim(self.settings.data_dir)
-        for folder in (self.settings.jobs_dir, self.settings.media_dir):
+        for folder in (self.settings.jobs_dir, self.settings.media_dir, self.settings.uploads_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         await self.store.run(self.store.sync.create_schema)
         left = await self.store.run(self.store.sync.interrupt_all)
@@ -109,18 +88,14 @@ class Service:
             log.warning("jobs were interrupted by the last stop", extra={"count": len(left)})
         acknowledged = await self.background.reclaim()
         await asyncio.to_thread(_sweep, self.settings.jobs_dir, await self.background.kept())
+        await self.uploads.recover()
         await self.desk.start()
-        for model in self.warm_models():
+        for model in catalogue.warm_models(self.settings):
             self.pool.warm(model)
         await self.background.resume(acknowledged)
-        self._watching = [asyncio.create_task(one.watch()) for one in (self._retention, self.webhooks)]
-
-    def warm_models(self) -> tuple[str, ...]:
-        """The models to load at start."""
-        if self.settings.warm_models:
-            return self.settings.warm_models
-        wanted = self.settings.model_size
-        return (wanted if catalogue.local_path(wanted, self.settings) else "demo",)
+        await self.batches.feeder.resume()
+        watchers = (self._retention, self.webhooks, self.batches.feeder, self.uploads)
+        self._watching = [asyncio.create_task(one.watch()) for one in watchers]
 
     def drain(self) -> None:
         """Take and start no new work from now on; what runs may end. Background jobs that wait stay in line, on disk."""
@@ -128,6 +103,7 @@ class Service:
             self._stopping_since = time.monotonic()
             self.desk.drain()
             self.background.drain()
+            self.uploads.drain()
 
     def drain_soon(self) -> None:
         """:meth:`drain`, from a signal handler or another thread."""

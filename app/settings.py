@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import cgroups
@@ -48,7 +48,6 @@ class Settings(BaseSettings):
     media_path: Path | None = _own("MEDIA_DIR", None, "Folder that audio_file= is relative to. Default: DATA_DIR/media.")
     models_dir: Path | None = _own("MODELS_DIR", None, "Folder of CTranslate2 models, one sub-folder per name.")
     database_url: SecretStr | None = _named("DATABASE_URL", None, "SQLAlchemy URL. Default: SQLite inside DATA_DIR.")
-    redis_url: SecretStr | None = _named("REDIS_URL", None, "Redis for several machines. Not used yet.")
     disk_reserve_mb: int = _own("DISK_RESERVE_MB", 512, "Free disk below which uploads are refused with 507.", ge=0)
 
     # -- the model
@@ -104,21 +103,41 @@ class Settings(BaseSettings):
     job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 10.0, "Seconds of run time allowed per second of audio.", ge=0)
     max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
 
+    # -- several machines
+    engine: Literal["local", "celery"] = _own("ENGINE", "local", "Where transcriptions run: here, or on nodes behind Celery.")
+    redis_url: SecretStr | None = _named("REDIS_URL", None, "Redis that carries the ids of jobs to the nodes.")
+    media_url: SecretStr | None = _own(
+        "MEDIA_URL", None, "Where all machines find inputs and results: file:///folder, s3://bucket/folder, any fsspec URL."
+    )
+    lease_s: float = _own("LEASE_S", 15.0, "Seconds after which the jobs of a silent node go elsewhere.", ge=1, le=3600)
+    node_name: str = _own("NODE_NAME", "", "Name of this node. Default: the host's, and a few random letters.", max_length=48)
+
     # -- async jobs
     result_ttl_s: float = _own("RESULT_TTL_S", 604800.0, "Seconds that ended jobs and results of async ones are kept.", gt=0)
     webhook_secret: SecretStr | None = _own(
         "WEBHOOK_SECRET", None, "Signs webhooks: whsec_ and base64 of 24 to 64 random bytes."
     )
     webhook_timeout_s: float = _own("WEBHOOK_TIMEOUT_S", 15.0, "Seconds that the receiver of a webhook may take.", gt=0, le=60)
+    max_batch_items: int = _own("MAX_BATCH_ITEMS", 1000, "Items that one batch may have.", ge=1, le=10_000)
+    batch_places: int = _own(
+        "BATCH_PLACES", 0, "Items of batches that are in line or run at once. 0: as many as there are places.", ge=0
+    )
+    key_batch_items: int = _own(
+        "KEY_BATCH_ITEMS", 5000, "Batch items of one key that have not ended; above it the answer is 429. 0: no limit.", ge=0
+    )
     results_mb: int = _own("RESULTS_MB", 1024, "Disk for results of async jobs, in MB; beyond it the oldest go.", ge=1)
 
     # -- caps on input
-    max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, in MB.", ge=1)
+    max_upload_mb: int = _own("MAX_UPLOAD_MB", 1024, "Largest request body, and largest resumable upload, in MB.", ge=1)
     max_audio_s: float = _own("MAX_AUDIO_S", 14400.0, "Longest audio that is decoded, in seconds.", gt=0)
     body_idle_timeout_s: float = _own("BODY_IDLE_TIMEOUT_S", 30.0, "Seconds without a byte of an upload before 408.", gt=0)
     body_timeout_s: float = _own("BODY_TIMEOUT_S", 3600.0, "Seconds that one upload may take in all.", gt=0)
     decode_timeout_s: float = _own("DECODE_TIMEOUT_S", 600.0, "Seconds that one ffmpeg run may take.", gt=0)
     max_media_jobs: int = _own("MAX_MEDIA_JOBS", 4, "Decodes and extractions that run at once.", ge=1)
+
+    # -- resumable uploads
+    upload_ttl_s: float = _own("UPLOAD_TTL_S", 86400.0, "Seconds without a byte after which an upload is deleted.", gt=0)
+    key_uploads: int = _own("KEY_UPLOADS", 20, "Unfinished resumable uploads of one key.", ge=1)
 
     # -- downloads
     max_downloads: int = _own("MAX_DOWNLOADS", 4, "Downloads that run at once.", ge=1)
@@ -143,6 +162,12 @@ class Settings(BaseSettings):
             raise ValueError("must be whsec_ and base64 of 24 to 64 bytes") from None
         return value
 
+    @model_validator(mode="after")
+    def _complete(self) -> Settings:
+        if self.engine == "celery" and not (self.redis_url and self.database_url and self.media_url):
+            raise ValueError("STENOPOOL_ENGINE=celery needs REDIS_URL, DATABASE_URL and STENOPOOL_MEDIA_URL")
+        return self
+
     @field_validator("warm_models", "extractors", "url_ports", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
@@ -159,6 +184,11 @@ class Settings(BaseSettings):
     def jobs_dir(self) -> Path:
         """Folder that holds one 0700 folder per job, absolute."""
         return (self.data_dir / "jobs").resolve()
+
+    @cached_property
+    def uploads_dir(self) -> Path:
+        """Folder that holds one 0700 folder per resumable upload, absolute."""
+        return (self.data_dir / "uploads").resolve()
 
     @cached_property
     def store_url(self) -> str:

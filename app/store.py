@@ -37,7 +37,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.database import Database, UtcDateTime, metadata
+from app.database import Database, UtcDateTime, is_due, metadata
 from app.errors import StenopoolError
 from app.jobs import TRANSITIONS, Job, Status, TranscribeOptions
 
@@ -68,10 +68,14 @@ jobs = Table(
     Column("webhook_tries", Integer, nullable=False, server_default="0"),
     Column("webhook_at", UtcDateTime),
     Column("webhook_done", Boolean, nullable=False, server_default=false()),
+    Column("batch_id", String(64)),
+    Column("batch_index", Integer),
+    Column("label", String(200)),
     Index("jobs_by_owner", "owner", "created_at"),
     Index("jobs_by_status", "status"),
     Index("jobs_by_idempotency_key", "owner", "idempotency_key", unique=True),
     Index("jobs_by_webhook", "webhook_done", "webhook_at"),
+    Index("jobs_by_batch", "batch_id", "batch_index", unique=True),
 )
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
@@ -158,18 +162,19 @@ class Store(Database):
             return [job for job in (_one(db, job_id) for job_id in ids) if job is not None]
 
     def recover(self, max_attempts: int) -> Jobs:
-        """Put the background jobs of the last boot back in line, and give all that wait, oldest first.
+        """Put the background jobs of the last boot back in line, and give those that wait and are in no batch, oldest first.
 
         Their last attempt counts against them: it may be what ended the server. Those that have had ``max_attempts`` fail.
         """
         running = and_(jobs.c.background, jobs.c.status == Status.RUNNING.value)
         failed = _ending(self.now(), "worker_lost", "The server ended each time while this job ran.")
-        waiting = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status == Status.QUEUED.value)
+        queued = (jobs.c.background, jobs.c.batch_id.is_(None), jobs.c.status == Status.QUEUED.value)
         with self.writing() as db:
             used_up = and_(running, jobs.c.attempts - jobs.c.forgiven >= max_attempts)
             db.execute(update(jobs).where(used_up).values(status=Status.FAILED.value, **failed))
             db.execute(update(jobs).where(running).values(status=Status.QUEUED.value, started_at=None))
-            return [_job(row) for row in db.execute(waiting.order_by(jobs.c.created_at, jobs.c.id)).mappings()]
+            waiting = select(*_JOB_COLUMNS).where(*queued).order_by(jobs.c.created_at, jobs.c.id)
+            return [_job(row) for row in db.execute(waiting).mappings()]
 
     def of_background(self) -> Jobs:
         """Background jobs whose folder is needed: those that have not ended, and those that have a result."""
@@ -178,13 +183,10 @@ class Store(Database):
             query = select(*_JOB_COLUMNS).where(jobs.c.background, jobs.c.status.in_(needed))
             return [_job(row) for row in db.execute(query).mappings()]
 
-    def webhooks_due(self, limit: int, longest: timedelta = timedelta(days=365)) -> Jobs:
-        """Jobs that have ended and whose callers are to be told now; also where that would be in more than ``longest``.
-
-        Nobody is told to wait for so long, so the clock was set back.
-        """
+    def webhooks_due(self, limit: int) -> Jobs:
+        """Jobs that have ended and whose callers are to be told now."""
         ended = jobs.c.status.in_([status.value for status in Status if status.final])
-        due = or_(jobs.c.webhook_at.is_(None), ~jobs.c.webhook_at.between(self.now(), self.now() + longest))
+        due = is_due(jobs.c.webhook_at, self.now())
         query = select(*_JOB_COLUMNS).where(jobs.c.webhook_url.is_not(None), ~jobs.c.webhook_done, ended, due)
         with self.reading() as db:
             return [_job(row) for row in db.execute(query.order_by(jobs.c.finished_at).limit(limit)).mappings()]
@@ -264,7 +266,7 @@ def _one(db: Connection, job_id: str) -> Job | None:
     return None if row is None else _job(row)
 
 
-def _job(row: RowMapping) -> Job:
+def _job(row: RowMapping | dict[str, Any]) -> Job:
     return Job(**(dict(row) | {"options": TranscribeOptions.from_dict(row["options"]), "status": Status(row["status"])}))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
+from importlib.util import find_spec
 
 from app import catalogue
 from app.errors import StenopoolError
@@ -21,6 +22,8 @@ def prepare(settings: Settings) -> str | None:
     unknown = [name for name in (settings.model_size, *settings.warm_models) if name not in catalogue.MODELS]
     if unknown:
         return f"There is no model {unknown[0]!r}. Allowed: {', '.join(catalogue.MODELS)}."
+    if settings.engine == "celery" and find_spec("celery") is None:
+        return "Several machines need more packages: scripts/setup requirements.txt requirements-nodes.txt"
     try:
         os.close(claim(settings.data_dir))
         return _keys(settings)

@@ -22,11 +22,10 @@ import imageio_ffmpeg
 import numpy as np
 import psutil
 
-from app.catalogue import MODELS
+from app.catalogue import MODELS, worker_setup
 from app.jobs import TranscribeOptions, VadOptions
 from app.pool.handle import Handle
 from app.pool.spawn import Spawner
-from app.service import worker_setup
 from app.settings import PROJECT_ROOT, Settings
 from app.work import Task
 from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of

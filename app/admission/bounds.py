@@ -38,7 +38,7 @@ class Bounds:
     """Counts what waits. ``now`` is a monotonic clock in seconds."""
 
     def __init__(self, limits: Limits, promises: Promises, now: Callable[[], float]) -> None:
-        self._limits, self._promises, self._now = limits, promises, now
+        self.limits, self._promises, self._now = limits, promises, now
         self._places = limits.queued
         self.total = Load()
         self._by_key: dict[str, Load] = {}
@@ -59,7 +59,7 @@ class Bounds:
         ``wait_s`` is when the last one in line would start, ``streams`` how many work at once,
         ``idle`` how many of them have nothing to do yet: so many of those in line are as good as started.
         """
-        limits = self._limits
+        limits = self.limits
         self._places = limits.queued + idle
         if self._is_within(_low(limits.queue_s), LOW * self._places, wait_s):
             return 0.0  # streams must not run dry while room is kept for those who do not come
@@ -79,7 +79,7 @@ class Bounds:
         """Among several keys, each has an equal part of the line that nobody's promises can take; one job at the least."""
         keys = self._keys(ask.key)
         mine_s, mine = self._claims_of(ask.key)
-        room_s, room = self._limits.queue_s * streams / keys, self._places / keys
+        room_s, room = self.limits.queue_s * streams / keys, self._places / keys
         return keys > 1 and (not mine or (mine_s + ask.seconds <= room_s and mine + 1 <= room))
 
     def _is_small(self, ask: Ask) -> bool:
@@ -91,7 +91,7 @@ class Bounds:
 
     def _dominates(self, key: str, streams: int) -> bool:
         """Whether one key among several has so much of the line that even promises to it do not count."""
-        limits, mine = self._limits, self._by_key.get(key, NOTHING)
+        limits, mine = self.limits, self._by_key.get(key, NOTHING)
         share = limits.share / (1 + limits.share)
         most_s, most = share * _stretched(limits.queue_s) * streams, share * _stretched(self._places)
         return self._keys(key) > 1 and (mine.seconds > most_s or mine.count > most)
@@ -113,7 +113,7 @@ class Bounds:
 
     def _until_short(self, backlog: Backlog, more: int = 0, more_s: float = 0.0) -> float:
         """Seconds until ``backlog``, and ``more`` jobs of ``more_s`` seconds in it, has shrunk to a line with room."""
-        limits, behind = self._limits, backlog.count + more + 1
+        limits, behind = self.limits, backlog.count + more + 1
         # one place is free as soon as one ends, which is when the first starts that does not start at once
         by_count = backlog.start_of(behind - limits.queued) if behind > self._places else 0.0
         return max(backlog.last_s + more_s / backlog.streams - limits.queue_s, by_count)
@@ -123,7 +123,7 @@ class Bounds:
 
         The share is a multiple of the room that is left, and at least an equal part of all.
         """
-        limits, keys = self._limits, self._keys(ask.key)
+        limits, keys = self.limits, self._keys(ask.key)
         if keys == 1:
             return 0.0
         mine_s, mine = self._claims_of(ask.key)

@@ -126,6 +126,7 @@ class Controller(Turns):
         ticket = self._ticket(ask)
         self.admitted += 1
         self.inside[ticket] = None
+        self._tally.add(ticket)
         self.quotas.take(ask.key, ask.audio_s)
         self.line.arrive(ask.key)
         self.bounds.add(ask.key, 1, ask.seconds)
@@ -152,7 +153,9 @@ class Controller(Turns):
         if ticket.phase is not Phase.RUNNING:
             self.bounds.add(ticket.key, 0, ask.seconds - ticket.seconds)
         self.quotas.settle(ticket.key, ask.audio_s - ticket.audio_s)
+        self._tally.remove(ticket)
         ticket.ask, ticket.seconds, ticket.bytes, ticket.audio_s = ask, ask.seconds, ask.bytes, ask.audio_s
+        self._tally.add(ticket)
         self.check_size(ask.worker_bytes + ask.bytes)
         passed_s = self._now() - ticket.entered_at
         if ask.within_s is not None and (expected := self.estimate(ticket)).end_s > ask.within_s - passed_s:
@@ -168,6 +171,8 @@ class Controller(Turns):
             self._stop(ticket)
         else:
             self._leave_line(ticket)
+        self._tally.remove(ticket)
+        self._forget_block(ticket)
         ticket.phase, ticket.on_turn = Phase.ENDED, None
         del self.inside[ticket]
         self.quotas.give_back(ticket.key, ticket.audio_s)

@@ -39,11 +39,42 @@ class Waiting(Protocol):
 W = TypeVar("W", bound=Waiting)
 
 
+class _KeyLine(Generic[W]):
+    """One key's line. Others may come and go while somebody looks through it."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, W] = {}
+        self._numbers: dict[int, int] = {}
+        self._first = self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[W]:
+        number = self._first
+        while number < self._next:
+            if (waiting := self._places.get(number)) is not None:
+                yield waiting
+            number += 1
+
+    def push(self, waiting: W) -> None:
+        self._numbers[id(waiting)] = self._next
+        self._places[self._next] = waiting
+        self._next += 1
+
+    def remove(self, waiting: W) -> None:
+        number = self._numbers.pop(id(waiting), None)
+        if number is not None:
+            del self._places[number]
+        while self._first < self._next and self._first not in self._places:
+            self._first += 1
+
+
 class FairLine(Generic[W]):
     """Those who wait, per key in the order of their arrival."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, OrderedDict[int, W]] = {}
+        self._lines: dict[str, _KeyLine[W]] = {}
         self._served: OrderedDict[str, float] = OrderedDict()
         self._level = 0.0
         self.active: dict[str, int] = {}
@@ -72,14 +103,19 @@ class FairLine(Generic[W]):
 
     def push(self, waiting: W) -> None:
         """To the end of its key's line."""
-        self._lines.setdefault(waiting.key, OrderedDict())[id(waiting)] = waiting
+        line = self._lines.get(waiting.key)
+        if line is None:
+            line = self._lines[waiting.key] = _KeyLine()
+        line.push(waiting)
 
     def remove(self, waiting: W) -> None:
         """Out of the line, wherever it stands; nothing happens where it is not in it."""
-        line = self._lines.get(waiting.key, OrderedDict())
-        line.pop(id(waiting), None)
+        line = self._lines.get(waiting.key)
+        if line is None:
+            return
+        line.remove(waiting)
         if not line:
-            self._lines.pop(waiting.key, None)
+            del self._lines[waiting.key]
 
     def charge(self, key: str, seconds: float) -> None:
         """Work of ``key`` starts (positive), or took less than was charged (negative)."""
@@ -92,8 +128,11 @@ class FairLine(Generic[W]):
         self.charge(waiting.key, waiting.seconds)
 
     def in_order(self) -> Iterator[W]:
-        """Everybody in the order in which they would start if each took its predicted time; the line must not change."""
-        rest = {key: iter(line.values()) for key, line in self._lines.items()}
+        """Everybody in the order in which they would start if each took its predicted time.
+
+        Whoever begins to look and does not go on has hardly any work; those who leave meanwhile are not met any more.
+        """
+        rest = {key: iter(line) for key, line in self._lines.items()}
         heads: list[tuple[float, float, str, W]] = []
         for key, line in rest.items():
             self._head(heads, key, line, self._served.get(key, 0.0))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,12 +12,15 @@ from app.admission.fair import FairLine
 from app.admission.forecast import place_of, starts
 from app.admission.ledger import Ledger
 from app.admission.promises import Promises
+from app.admission.tally import Tally
 from app.admission.ticket import Estimate, Limits, OnTurn, Phase, Seats, Ticket
 from app.errors import StenopoolError
 from app.work import Blocked
 
 MIN_LEFT_SHARE = 0.1
-LONG_LINE = 256
+MANY = 256
+RECOUNT_S = 1e-4
+"""Of more than ``MANY`` inside: seconds for each of them between two counts of the wait; a hundredth of a core at most."""
 
 
 class Turns:
@@ -38,21 +42,37 @@ class Turns:
         self.inside: dict[Ticket, None] = {}  # sets, but in order
         self.running: dict[Ticket, None] = {}
         self._front: list[Ticket] = []
+        self._tally = Tally()
+        self._counted_at, self._counted = -math.inf, (0.0, 0.0)
+        self._blocked: dict[Ticket, None] = {}
         self._pumping = self._wanted = False
         self.most_bytes = memory.budget
         self.paused = self.draining = False
         self.started = 0
 
+    def resize(self, running: int, parallel: int = 0) -> None:
+        """Places came or went: ``running`` jobs may run at once from now on, ``parallel`` make progress; who runs goes on.
+
+        Raises:
+            ValueError: no place at all; then close and pause instead.
+        """
+        if running < 1:
+            raise ValueError("no place is left")
+        self.limits = self.bounds.limits = replace(self.limits, running=running, parallel=parallel)
+        self._counted_at = -math.inf
+        self.pump()
+
     def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
         """The ticket is ready to run: call ``on_turn(seat, None)`` once it may, or ``on_turn(None, error)``."""
         ticket.on_turn = on_turn
-        ticket.phase = Phase.WAITING
+        self._tally.becomes(ticket, Phase.WAITING)
         self.pump()
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take back :meth:`wait`: it does not want its turn now; it keeps its place."""
         if ticket.phase is Phase.WAITING:
-            ticket.phase, ticket.on_turn = Phase.ENTERED, None
+            ticket.on_turn = None
+            self._tally.becomes(ticket, Phase.ENTERED)
 
     def again(self, ticket: Ticket, *, amount: int) -> None:
         """Its worker died under it: it goes to the head of the line, alone in its worker, with ``amount`` bytes.
@@ -63,7 +83,9 @@ class Turns:
             return
         self._stop(ticket)
         most = max(ticket.bytes, self.most_bytes - ticket.ask.worker_bytes)
+        self._tally.remove(ticket)
         ticket.phase, ticket.solo, ticket.bytes = Phase.ENTERED, True, min(amount, most)
+        self._tally.add(ticket)
         self._front.append(ticket)
         self.bounds.add(ticket.key, 1, ticket.seconds)
 
@@ -100,9 +122,9 @@ class Turns:
             return
         busy: set[str] = set()
         kept, somebody_blocked = 0, False
-        wanted = frozenset(one.ask.lane for one in self.inside if one.phase is Phase.WAITING)
+        wanted = self._tally.lanes
         for ticket in self._in_order():
-            if self._is_shut():
+            if self._is_shut() or busy >= wanted:
                 return
             if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays):
                 continue
@@ -118,17 +140,22 @@ class Turns:
                 self._start(ticket, seat)
             elif aged:
                 return  # what comes free from now on is for this one
-            elif not somebody_blocked and self._may_fit(ticket):
-                somebody_blocked = True  # only the first one ages: the others wait for their turn anyway
-                ticket.blocked_since = self._now() if ticket.blocked_since is None else ticket.blocked_since
+            elif not somebody_blocked:
+                somebody_blocked = self._note_block(ticket)  # only the first one ages: the others wait for their turn anyway
 
     def _is_shut(self) -> bool:
         return self.paused or len(self.running) >= self.limits.running
 
-    def _in_order(self) -> list[Ticket]:
+    def _in_order(self) -> Iterator[Ticket]:
         """Second attempts, then those that memory has kept waiting for too long, then fair turns."""
+        yield from list(self._front)
+        aged = {one for one in self._blocked if self._aged(one)}
+        if not aged:
+            yield from self.line.in_order()
+            return
         fair = list(self.line.in_order())
-        return [*self._front, *(one for one in fair if self._aged(one)), *(one for one in fair if not self._aged(one))]
+        yield from (one for one in fair if one in aged)
+        yield from (one for one in fair if one not in aged)
 
     def _aged(self, ticket: Ticket) -> bool:
         since = ticket.blocked_since
@@ -153,17 +180,20 @@ class Turns:
         return seat
 
     def _tell(self, ticket: Ticket, error: StenopoolError) -> None:
-        on_turn, ticket.on_turn, ticket.phase = ticket.on_turn, None, Phase.ENTERED
+        on_turn, ticket.on_turn = ticket.on_turn, None
+        self._tally.becomes(ticket, Phase.ENTERED)
         if on_turn is not None:
             on_turn(None, error)
 
     def _start(self, ticket: Ticket, seat: Any) -> None:
         self._leave_line(ticket)
         self.line.started(ticket)
-        ticket.phase, ticket.started_at = Phase.RUNNING, self._now()
+        self._tally.becomes(ticket, Phase.RUNNING)
+        ticket.started_at = self._now()
         ticket.waited_s = ticket.started_at - ticket.entered_at
         ticket.charged = ticket.seconds
-        ticket.blocked_since = None
+        self._forget_block(ticket)
+        self._tally.held += self.memory.held(ticket.name)
         self.running[ticket] = None
         self.started += 1
         on_turn, ticket.on_turn = ticket.on_turn, None
@@ -173,6 +203,7 @@ class Turns:
     def _stop(self, ticket: Ticket) -> None:
         worked_s = self._worked_s(ticket)
         del self.running[ticket]
+        self._tally.held -= self.memory.held(ticket.name)
         self.memory.drop(ticket.name)
         self.line.charge(ticket.key, worked_s - ticket.charged)
 
@@ -182,21 +213,33 @@ class Turns:
             self._front.remove(ticket)
         self.bounds.add(ticket.key, -1, -ticket.seconds)
 
+    def _note_block(self, ticket: Ticket) -> bool:
+        """It cannot start for lack of memory; from when on, if it helps at all that others make room."""
+        if not self._may_fit(ticket):
+            return False
+        ticket.blocked_since = self._now() if ticket.blocked_since is None else ticket.blocked_since
+        self._blocked[ticket] = None
+        return True
+
+    def _forget_block(self, ticket: Ticket) -> None:
+        ticket.blocked_since = None
+        self._blocked.pop(ticket, None)
+
     def estimate(self, ticket: Ticket) -> Estimate:
         """Position, start and end of a ticket, if every prediction holds."""
         if ticket.phase is Phase.RUNNING:
             return Estimate(0, 0.0, self._left_of(ticket))
         order = [*self._front, *self.line.in_order()]
-        expected = place_of(ticket, order, map(self._left_of, self.running), self.streams())
+        expected = place_of(ticket, order, self._lefts(self.running), self.streams())
         places, slower = self.places(), self._slower()
-        lefts = (slower * self._left_of(one) for one in self.running)
+        lefts = (slower * left for left in self._lefts(self.running))
         *_, start_s = starts(lefts, places, (slower * one.seconds for one in order[: expected.position]))
         return replace(expected, start_s=start_s + ticket.ask.load_s)  # a place comes before its full share of the streams
 
     def ends_of(self, key: str) -> list[tuple[float, float]]:
         """When each job of ``key`` will probably end, in seconds from now, and how many seconds of audio it is."""
         order = [*self._front, *self.line.in_order()]
-        begin = starts(map(self._left_of, self.running), self.streams(), (one.seconds for one in order))
+        begin = starts(self._lefts(self.running), self.streams(), (one.seconds for one in order))
         ends = [(self._left_of(one), one.audio_s) for one in self.running if one.key == key]
         return ends + [(at + one.seconds, one.audio_s) for one, at in zip(order, begin, strict=False) if one.key == key]
 
@@ -206,24 +249,39 @@ class Turns:
 
     def places(self) -> int:
         """How many may run at once: as many as there are places, or as jobs like those inside fit into memory."""
-        amount = sum(one.bytes for one in self.inside)
+        amount = self._tally.bytes
         if not amount:
             return self.limits.running
-        room = self.memory.free + sum(self.memory.held(one.name) for one in self.running)
+        room = self.memory.free + self._tally.held
         return max(1, len(self.running), min(self.limits.running, room * len(self.inside) // amount))
 
     def wait_s(self) -> float:
-        """Seconds until somebody at the end of the line would start; in a long line the order hardly matters."""
-        running, slower = [self._left_of(one) for one in self.running], self._slower()
-        if self.bounds.total.count > LONG_LINE:
-            return (sum(running) + self.bounds.total.seconds) / self.streams()
+        """Seconds until somebody at the end of the line would start.
+
+        Of many it is counted afresh a few times a second only, and moves with the work in line meanwhile.
+        """
+        if len(self.inside) <= MANY:
+            return self._count_wait_s()
+        now, waiting_s = self._now(), self.bounds.total.seconds
+        if now - self._counted_at >= RECOUNT_S * len(self.inside):
+            self._counted_at, self._counted = now, (self._count_wait_s(), waiting_s)
+        counted_s, then_s = self._counted
+        return max(0.0, counted_s + (waiting_s - then_s) / self.streams())
+
+    def _count_wait_s(self) -> float:
+        slower = self._slower()
         waiting = (slower * one.seconds for one in self.inside if one.phase is not Phase.RUNNING)
-        *_, last = starts((slower * left for left in running), self.places(), waiting)
+        *_, last = starts((slower * left for left in self._lefts(self.running)), self.places(), waiting)
         return last
 
     def _left_of(self, ticket: Ticket) -> float:
         """Seconds of work that a running ticket still takes."""
-        return max(ticket.seconds - self._worked_s(ticket), MIN_LEFT_SHARE * ticket.seconds)
+        return self._lefts([ticket])[0]
+
+    def _lefts(self, running: Iterable[Ticket]) -> list[float]:
+        """The same of each of them; in one go, because there may be thousands."""
+        now, share = self._now(), self._share()
+        return [max(one.seconds - (now - one.started_at) * share, MIN_LEFT_SHARE * one.seconds) for one in running]
 
     def _worked_s(self, ticket: Ticket) -> float:
         """Seconds of work that a running ticket has got, if as many as now have shared the streams all the time."""

@@ -25,8 +25,8 @@ from app.errors import DiskFull, QueueTimeout, StenopoolError
 from app.measurements import Measurements
 from app.media.paths import free_bytes
 from app.media.process import MB as DISK_MB
+from app.pool.interface import AnyPool
 from app.pool.slot import Slot
-from app.pool.supervisor import Pool
 from app.settings import Settings
 from app.work import WorkerSetup
 
@@ -46,15 +46,19 @@ OOM_RECENT_S = 3.0
 
 
 class Desk:
-    """See the module. ``start`` makes it look and learn; before, it admits against what it saw at its creation."""
+    """See the module. ``start`` makes it look and learn; before, it admits against what it saw at its creation.
+
+    ``elsewhere``: the memory of other machines, where transcriptions run there; :meth:`resize` tells of them.
+    """
 
     def __init__(
         self,
         settings: Settings,
-        pool: Pool,
+        pool: AnyPool,
         measurements: Measurements,
         probe: MemoryProbe | None = None,
         now: Callable[[], float] = time.monotonic,
+        elsewhere: Ledger | None = None,
     ) -> None:
         self.settings, self.pool = settings, pool
         self._measurements, self._now = measurements, now
@@ -73,7 +77,7 @@ class Desk:
         at_once = self._at_once()
         parallel = min(at_once, settings.runner_count * settings.workers_per_model)
         limits = Limits(at_once, waiting, queue_s, settings.large_wait_s, parallel=parallel)
-        self.jobs = Controller("transcriptions", limits, self._ledger, pool, now, jitter)
+        self.jobs = Controller("transcriptions", limits, elsewhere or self._ledger, pool, now, jitter)
         count = Count(pool.make_room)
         media = replace(limits, running=settings.max_media_jobs, parallel=0)
         self.media = Controller("extractions", media, self._ledger, count, now, jitter)
@@ -203,7 +207,14 @@ class Desk:
         budget = usable(self.reading, settings.host_reserve_mb * MB, settings.container_reserve_mb * MB, one)
         self.static_bytes, self._ledger.budget = budget.static, budget.now
         for controller in self.controllers:
-            controller.most_bytes = max(0, budget.static - self._ledger.held("base"))
+            if controller.memory is self._ledger:
+                controller.most_bytes = max(0, budget.static - self._ledger.held("base"))
+
+    def resize(self, places: int, runners: int, most_bytes: int) -> None:
+        """How many transcriptions may run at once, how many of them make progress, and what the largest may take, elsewhere."""
+        self.jobs.most_bytes = most_bytes
+        self.jobs.resize(max(1, places), max(1, runners))
+        self.changed()
 
     def _measure_base(self) -> None:
         """What is ours and no worker's, while nothing else changes."""

@@ -11,7 +11,7 @@ from app.admission.quotas import Quota
 from app.admission.ticket import Ask
 from app.jobs import TranscribeOptions
 from app.pool.handle import Measured
-from app.pool.supervisor import Pool
+from app.pool.interface import AnyPool
 from app.settings import Settings
 
 MEDIA_BYTES = 80_000_000
@@ -25,7 +25,7 @@ FOLLOW = 0.1
 class Prices:
     """Asks for the desk. ``costs`` learns from every job; ``most_bytes()`` is what a worker and its job may take at most."""
 
-    def __init__(self, settings: Settings, pool: Pool, most_bytes: Callable[[], int]) -> None:
+    def __init__(self, settings: Settings, pool: AnyPool, most_bytes: Callable[[], int]) -> None:
         self._settings, self._pool, self._most_bytes = settings, pool, most_bytes
         self.costs = CostModel(time.time)
         self._media_s: dict[str, float] = {}
@@ -98,10 +98,14 @@ class Prices:
 
     def learn_job(self, options: TranscribeOptions, audio_s: float, measured: Measured) -> None:
         """What a transcription took, and what its worker took meanwhile."""
-        self.costs.observe_job(self._work(options, audio_s), actual_seconds=measured.seconds)
+        self.learn_seconds(options, audio_s, measured.seconds)
         kind, used = self._kind(options.model), Batches(measured.calls, measured.windows)
         billed, _ = self._batches(kind)
         self.costs.observe_batches(*kind, actual_bytes=measured.bytes, used=used, billed=billed)
+
+    def learn_seconds(self, options: TranscribeOptions, audio_s: float, seconds: float) -> None:
+        """How long a transcription worked, wherever that was."""
+        self.costs.observe_job(self._work(options, audio_s), actual_seconds=seconds)
 
     def learn_media(self, what: str, seconds: float) -> None:
         """How long an ffmpeg or yt-dlp run was."""

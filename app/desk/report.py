@@ -36,6 +36,7 @@ def capacity(desk: Desk, owner: str, quota: Quota | None = None) -> dict[str, An
         "queue": _queue(desk, desk.jobs) | {"policy": desk.settings.overload_policy},
         "classes": {one.what: _queue(desk, one) for one in desk.controllers},
         "models": _models(desk),
+        "nodes": desk.pool.others(),
         "pressure": {
             "step": desk.step.name.lower(),
             "warnings": list(desk.ladder.warnings),
@@ -131,7 +132,7 @@ def _model(desk: Desk, name: str) -> dict[str, Any]:
     vad = VadOptions(chunk_s=catalogue.MODELS[name].chunk_s)
     ask = desk.prices.transcription("", TranscribeOptions(name, vad=vad), SAMPLE_S)
     worker, batches = desk.prices.worker(name), desk.prices.batches(name)
-    room = desk.static_bytes - desk.memory.held("base")
+    room = desk.jobs.most_bytes
     left, at_work = room - worker.resident_bytes, desk.prices.batches_bytes(name)
     by_memory = max(0, (left - at_work) // max(1, ask.bytes)) if worker.load_peak_bytes <= room else 0
     return {

@@ -15,13 +15,19 @@
     │   ├── TooLarge                     413  too_large
     │   ├── TooLong                      413  too_long
     │   ├── NeverFits                    413  never_fits
-    │   └── UnsupportedEncoding          415  unsupported_encoding
+    │   ├── UnsupportedEncoding          415  unsupported_encoding
+    │   ├── WrongContentType             415  wrong_content_type
+    │   ├── InvalidUpload                400  invalid_upload
+    │   ├── OffsetMismatch               409  offset_mismatch
+    │   ├── UnsupportedVersion           412  unsupported_version
+    │   └── ChecksumMismatch             460  checksum_mismatch
     ├── AuthError                        401  invalid_api_key
     ├── CapacityError                    503  unavailable          the same request may work later
     │   ├── TooManyActive                429  too_many_active
     │   │   ├── QueueFull                429  queue_full
     │   │   ├── QuotaExceeded            429  quota_exceeded
     │   │   └── DeadlineUnreachable      429  deadline_unreachable
+    │   ├── UploadLocked                 423  upload_locked
     │   ├── MemoryLow                    503  memory_low
     │   ├── NotReady                     503  not_ready
     │   ├── ModelUnavailable             503  model_unavailable
@@ -53,22 +59,28 @@ from app.errors.capacity import (
     QueueTimeout,
     QuotaExceeded,
     TooManyActive,
+    UploadLocked,
 )
 from app.errors.input import (
     AuthError,
     BodyTimeout,
+    ChecksumMismatch,
     DownloadFailed,
     InputError,
+    InvalidUpload,
     MediaNotFound,
     MethodNotAllowed,
     NeverFits,
     NotFound,
     NotMedia,
+    OffsetMismatch,
     TooLarge,
     TooLong,
     UnknownModel,
     UnsupportedEncoding,
+    UnsupportedVersion,
     UrlRefused,
+    WrongContentType,
 )
 from app.errors.work import Cancelled, DeadlineExceeded, Interrupted, OutOfMemory, WorkerLost, WorkError
 
@@ -79,12 +91,14 @@ __all__ = [
     "BodyTimeout",
     "Cancelled",
     "CapacityError",
+    "ChecksumMismatch",
     "DeadlineExceeded",
     "DeadlineUnreachable",
     "DiskFull",
     "DownloadFailed",
     "InputError",
     "Interrupted",
+    "InvalidUpload",
     "MediaNotFound",
     "MemoryLow",
     "MethodNotAllowed",
@@ -93,6 +107,7 @@ __all__ = [
     "NotFound",
     "NotMedia",
     "NotReady",
+    "OffsetMismatch",
     "OutOfMemory",
     "QueueFull",
     "QueueTimeout",
@@ -103,9 +118,12 @@ __all__ = [
     "TooManyActive",
     "UnknownModel",
     "UnsupportedEncoding",
+    "UnsupportedVersion",
+    "UploadLocked",
     "UrlRefused",
     "WorkError",
     "WorkerLost",
+    "WrongContentType",
     "by_code",
 ]
 

@@ -44,6 +44,15 @@ class DeadlineUnreachable(TooManyActive):
     default_hint = "Wait longer (Prefer: wait=SECONDS), or come back when the line is shorter."
 
 
+class UploadLocked(CapacityError):
+    """Another request is writing to the same upload."""
+
+    code = "upload_locked"
+    status = 423
+    default_retry_after_s = 1.0
+    default_hint = "Wait for the other request to end, then send HEAD and go on from its Upload-Offset."
+
+
 class MemoryLow(CapacityError):
     """Too little memory is free to begin anything."""
 

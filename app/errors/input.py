@@ -47,7 +47,7 @@ class MediaNotFound(InputError):
 
     code = "media_not_found"
     status = 404
-    default_hint = "Use a path that /download or /extract-audio returned."
+    default_hint = "Use a path that /download, /extract-audio or /uploads returned."
 
 
 class NotFound(InputError):
@@ -105,6 +105,47 @@ class UnsupportedEncoding(InputError):
     code = "unsupported_encoding"
     status = 415
     default_hint = "Send the body without Content-Encoding."
+
+
+class WrongContentType(InputError):
+    """The bytes of an upload came as something else."""
+
+    code = "wrong_content_type"
+    status = 415
+    default_hint = "Send the bytes with Content-Type: application/offset+octet-stream."
+
+
+class InvalidUpload(InputError):
+    """A header of the upload protocol is missing, malformed or not supported."""
+
+    code = "invalid_upload"
+    status = 400
+    default_hint = "Follow tus 1.0.0; OPTIONS /uploads says which of its extensions there are."
+
+
+class OffsetMismatch(InputError):
+    """The bytes do not belong where the upload ends."""
+
+    code = "offset_mismatch"
+    status = 409
+    default_hint = "Send HEAD for the upload and go on from its Upload-Offset."
+
+
+class UnsupportedVersion(InputError):
+    """The client speaks another version of the upload protocol, or does not say which."""
+
+    code = "unsupported_version"
+    status = 412
+    default_hint = "Send the header Tus-Resumable: 1.0.0."
+
+
+class ChecksumMismatch(InputError):
+    """The bytes are not those that the checksum was made of; none of them was kept."""
+
+    code = "checksum_mismatch"
+    status = 460
+    retryable = True
+    default_hint = "Send the same bytes again."
 
 
 class AuthError(StenopoolError):

@@ -11,45 +11,16 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from app.desk.desk import Desk
+from app.build import build_service
 from app.durable import is_full
 from app.errors import DiskFull, InputError, MethodNotAllowed, NotFound, StenopoolError
-from app.http import capacity, jobs, routes
+from app.http import batches, capacity, jobs, routes, uploads
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
-from app.measurements import Measurements
-from app.pool.lane import PoolLimits
-from app.pool.spawn import Spawner
-from app.pool.supervisor import Pool
-from app.service import Service, worker_setup
+from app.service import Service
 from app.settings import Settings
-from app.store import AsyncStore, Store
-from app.work import WorkerSetup
-
-ENGINE = "app.engine.pipeline"
-PRELOAD = ("app.engine.preload",)
 
 _DESCRIPTION = "A WhisperX transcription API that admits as much work as fits. Authorize with X-API-Key."
-
-
-def build_service(settings: Settings, engine: str = ENGINE, preload: tuple[str, ...] = PRELOAD) -> Service:
-    """The service with its store and pool; nothing is started yet."""
-
-    def setup_for(model: str) -> WorkerSetup:
-        return worker_setup(settings, model, engine)
-
-    limits = PoolLimits(
-        workers_per_model=settings.workers_per_model,
-        max_resident_models=settings.max_resident_models,
-        ping_interval_s=settings.ping_interval_s,
-        ping_timeout_s=settings.ping_timeout_s,
-        setup_timeout_s=settings.setup_timeout_s,
-        idle_ttl_s=settings.idle_ttl_s,
-    )
-    pool = Pool(Spawner(preload), setup_for, limits)
-    store = Store(settings.store_url)
-    desk = Desk(settings, pool, Measurements(store))
-    return Service(settings, AsyncStore(store), pool, desk)
 
 
 def create_app(
@@ -82,6 +53,8 @@ def create_app(
     app.include_router(routes.router)
     app.include_router(capacity.router)
     app.include_router(jobs.router)
+    app.include_router(batches.router)
+    app.include_router(uploads.router)
     app.add_exception_handler(StenopoolError, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
     app.add_exception_handler(RequestValidationError, _answer_http)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
@@ -15,7 +16,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
 from app.durable import room
-from app.errors import Cancelled, InputError
+from app.errors import Cancelled, InputError, TooLarge
 from app.media.paths import require_disk
 
 MAX_FIELDS = 64
@@ -76,6 +77,23 @@ async def read_fields(request: Request) -> dict[str, str]:
     if content_type == _FORM:
         return fields | dict(parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True))
     return fields | _json_fields(body) if body else fields
+
+
+async def read_json(request: Request, most_bytes: int) -> tuple[bytes, Any]:
+    """A JSON body of at most so many bytes: as it came, and what it says.
+
+    Raises:
+        TooLarge: it is longer. InputError: it is no JSON.
+    """
+    body = bytearray()
+    async for chunk in _stream(request):
+        body += chunk
+        if len(body) > most_bytes:
+            raise TooLarge(f"This body may have {most_bytes} bytes.", hint="Send less at once.")
+    try:
+        return bytes(body), await asyncio.to_thread(json.loads, bytes(body))
+    except (ValueError, RecursionError):
+        raise InputError("The body is not JSON.") from None
 
 
 async def _stream(request: Request) -> AsyncIterator[bytes]:

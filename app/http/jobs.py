@@ -19,12 +19,15 @@ from app.service import Service, read_result
 router = APIRouter(responses={"4XX": schemas.ERROR_SCHEMA, "5XX": schemas.ERROR_SCHEMA}, tags=["jobs"])
 
 POLL_S = 1.0
+POLL_ITEM_S = 30.0
+"""For an item of a batch that is not in line yet: nobody knows how long that takes."""
 
 
 def accepted(service: Service, job: Job) -> Response:
     """202: where the job is to be found, and how far it is."""
     shown = service.background.view(job)
-    poll_s = min(60, max(1, math.ceil(float(shown.get("ends_in_s", POLL_S)))))
+    unknown_s = POLL_S if job.batch_id is None else POLL_ITEM_S
+    poll_s = min(60, max(1, math.ceil(float(shown.get("ends_in_s", unknown_s)))))
     headers = {"Location": f"/transcribe/{job.id}", "Retry-After": str(poll_s)}
     return JSONResponse(shown, status_code=202, headers=headers)
 
@@ -35,7 +38,7 @@ async def answer(service: Service, job: Job, response_format: str | None = None)
         return accepted(service, job)
     if job.status is not Status.SUCCEEDED:
         raise by_code(job.error_code or "cancelled", job.error_message or "The job was cancelled.")
-    transcript = await read_result(await service.background.result(job))
+    transcript = await read_result(await service.runs.result(job))
     return await rendered(transcript, response_format or job.response_format, words=job.options.word_timestamps)
 
 

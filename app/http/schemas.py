@@ -25,7 +25,7 @@ class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     audio_file: str | None = Field(
-        None, description="A path inside the media folder, as /download and /extract-audio return it."
+        None, description="A path inside the media folder, as /download, /extract-audio and /uploads return it."
     )
     url: str | None = Field(None, max_length=2048, description="An http(s) address, or a page that a yt-dlp extractor knows.")
 
@@ -132,6 +132,59 @@ class JobsParams(BaseModel):
     status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = Field(None, description="Only these.")
     limit: int = Field(50, ge=1, le=200, description="Jobs on a page.")
     after: str | None = Field(None, max_length=64, description="The job_id behind which the page begins.")
+
+
+class BatchParams(_Options):
+    """The body of ``POST /batches``: items, and options that hold for all of them."""
+
+    items: list[Any] = Field(min_length=1, description="What is to be transcribed: objects with url or audio_file.")
+    webhook_url: str | None = Field(
+        None, max_length=2048, description="Is sent the status when the last item has ended, signed (Standard Webhooks)."
+    )
+
+
+class BatchItemParams(_Input, _Options):
+    """One item: where its audio is, what its owner calls it, and options of its own."""
+
+    name: str | None = Field(None, max_length=200, description="What you call it; comes back as label.")
+    id: str | None = Field(None, max_length=200, description="The same, by another name.")
+
+    @field_validator("name", "id", mode="before")
+    @classmethod
+    def _label(cls, value: Any) -> Any:
+        """Numbers too; nothing that a database could not keep."""
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("must be printable")
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class BatchViewParams(BaseModel):
+    """Options of ``GET /batches/{batch_id}``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] | None = Field(
+        None, description="Only such items."
+    )
+    limit: int = Field(100, ge=0, le=1000, description="Items on a page.")
+    after: int = Field(-1, ge=-1, description="The index behind which the page begins.")
+
+
+class BatchesParams(BaseModel):
+    """Options of ``GET /batches``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(20, ge=1, le=100, description="Batches on a page.")
+    after: str | None = Field(None, max_length=64, description="The batch_id behind which the page begins.")
+
+
+class BatchDeleteParams(BaseModel):
+    """Options of ``DELETE /batches/{batch_id}``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    forget: bool = Field(False, description="Delete the batch with all its results, too.")
 
 
 class EstimateParams(_Options):

@@ -102,6 +102,19 @@ def check_url(url: str, policy: Policy) -> Target:
     return Target(scheme, host, port, path, f"{scheme}://{authority(target)}{path}")
 
 
+def check_text(url: str, policy: Policy) -> Target:
+    """:func:`check_url`, and an address instead of a name must be public; no name is resolved.
+
+    Raises:
+        UrlRefused: the policy forbids it, whatever its name may lead to.
+    """
+    target = check_url(url, policy)
+    literal = ":" in target.host or target.host.rsplit(".", 1)[-1].isdigit()
+    if literal and not is_public(target.host, policy.allow):
+        raise UrlRefused("The URL leads to an address that is not public.", param="url")
+    return target
+
+
 def authority(target: Target) -> str:
     """``host`` or ``host:port``, as the Host header has it."""
     host = f"[{target.host}]" if ":" in target.host else target.host

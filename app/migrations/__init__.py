@@ -20,6 +20,9 @@ _ONE_AT_A_TIME = threading.Lock()
 """Alembic keeps the running upgrade in a global."""
 
 
+_LOCK = 0x57E40
+
+
 class LaterVersion(Exception):
     """The database was made by a later version of this program."""
 
@@ -45,6 +48,8 @@ def upgrade(connection: Connection) -> None:
     Raises:
         LaterVersion: a later version of this program made them.
     """
+    if connection.dialect.name == "postgresql":  # several machines may start at once
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     current = None
     if inspect(connection).has_table("alembic_version"):
         current = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

@@ -112,6 +112,10 @@ class Pool:
             for name, lane in self._lanes.items()
         }
 
+    def others(self) -> list[dict[str, Any]]:
+        """Nobody else works for this machine."""
+        return []
+
     def failures(self) -> dict[str, StenopoolError]:
         """Why models cannot be loaded, by model, as of the last try."""
         return {name: lane.failure for name, lane in self._lanes.items() if lane.failure is not None}

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 from setproctitle import setproctitle
 
 from app import logs
-from app.durable import room, sync
+from app.durable import write_durably
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
 from app.pool.meter import Meter
@@ -152,23 +152,3 @@ class Worker:
                 self._pipe.sendall(messages.encode(kind, **values))
         except OSError:
             os._exit(3)  # the parent is gone
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
-
-    Raises:
-        DiskFull: there is no room for it. Nothing of it stays.
-    """
-    temporary = path.with_suffix(".tmp")
-    try:
-        with room():
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

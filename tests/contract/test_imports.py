@@ -21,7 +21,7 @@ ROOMS = {
     "jobs": set(),
     "work": {"jobs"},
     "languages": {"errors"},
-    "catalogue": {"settings", "errors"},
+    "catalogue": {"settings", "errors", "work"},
     "formats": {"languages", "jobs", "errors"},
     "migrations": set(),
     "database": {"errors", "settings", "migrations"},
@@ -36,14 +36,20 @@ ROOMS = {
     "intake": LEAVES | {"desk", "admission", "media"},
     "runs": LEAVES | {"desk", "intake", "admission", "store", "pool", "media"},
     "background": LEAVES | {"runs", "desk", "intake", "admission", "store", "media"},
-    "retention": LEAVES | {"store", "media"},
+    "retention": LEAVES | {"store", "media", "batches_store"},
     "webhooks": LEAVES | {"store", "media"},
+    "batches_store": LEAVES | {"database", "store"},
+    "feeder": LEAVES | {"batches_store", "background", "desk", "admission", "store", "keys"},
+    "batches": LEAVES | {"batches_store", "feeder", "background", "webhooks", "desk", "admission", "store", "media"},
+    "uploads": LEAVES | {"desk", "intake", "admission", "media"},
     "service": LEAVES
     | {
         "runs",
         "background",
+        "batches",
         "retention",
         "webhooks",
+        "uploads",
         "desk",
         "intake",
         "admission",
@@ -53,14 +59,33 @@ ROOMS = {
         "pool",
         "media",
     },
+    "cluster": LEAVES
+    | {"build", "service", "runs", "desk", "intake", "admission", "store", "database", "measurements", "pool", "media"},
+    "build": LEAVES | {"service", "desk", "measurements", "store", "pool", "cluster"},
     "http": LEAVES
-    | {"service", "runs", "background", "desk", "intake", "admission", "store", "keys", "measurements", "pool", "media"},
+    | {
+        "build",
+        "service",
+        "runs",
+        "background",
+        "batches",
+        "uploads",
+        "desk",
+        "intake",
+        "admission",
+        "store",
+        "keys",
+        "measurements",
+        "pool",
+        "media",
+    },
     "welcome": LEAVES | {"store", "keys"},
     "main": LEAVES | {"http", "service", "welcome"},
 }
 ONLY_IN = {
     "engine": {"torch", "whisperx", "ctranslate2", "faster_whisper", "transformers", "torchaudio", "pyannote"},
     "http": {"fastapi", "starlette", "uvicorn"},
+    "cluster": {"celery", "kombu", "redis", "fsspec"},
 }
 
 

@@ -114,7 +114,17 @@ async def test_every_route_of_the_application_refuses_every_method_without_a_key
     for name in ("capacity", "estimate"):
         monkeypatch.setattr(report, name, lambda *what: reached.append(what))
     known = paths(inner(direct.app))
-    assert {"/transcribe", "/extract-audio", "/download", "/models", "/capacity", "/estimate", *PUBLIC} <= known
+    assert {
+        "/transcribe",
+        "/extract-audio",
+        "/download",
+        "/models",
+        "/capacity",
+        "/estimate",
+        "/uploads",
+        "/uploads/{upload_id}",
+        *PUBLIC,
+    } <= known
     for path in known - PUBLIC:
         for method in METHODS:
             assert await status_of(direct.app, path, method) == 401, (method, path)

@@ -29,6 +29,9 @@ class QuietPool:
     def stats(self) -> dict[str, Any]:
         return {}
 
+    def others(self) -> list[dict[str, Any]]:
+        return []
+
     def failures(self) -> dict[str, StenopoolError]:
         return {}
 

@@ -19,7 +19,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.admission.ticket import Phase
-from app.http.app import build_service, create_app
+from app.build import build_service
+from app.http.app import create_app
 from app.service import Service
 from app.settings import Settings
 

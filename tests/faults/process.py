@@ -38,13 +38,13 @@ class Process:
         _, alive = psutil.wait_procs(family, timeout=10)
         assert not alive, f"left behind: {[title(child) for child in alive]}"
 
-    def wait_ready(self) -> None:
-        """Until a worker can take a job."""
+    def wait_ready(self, path: str = "/ready") -> None:
+        """Until a worker can take a job, or whatever ``path`` says."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process.poll() is None
             try:
-                if self.client.get("/ready").status_code == 200:
+                if self.client.get(path).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -53,8 +53,11 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, group: Path | None = None, **settings: str) -> Iterator[Process]:
-    """A server with its data in ``folder``, which may hold that of an earlier one; in the control group ``group``."""
+def started(folder: Path, group: Path | None = None, ready: str = "/ready", **settings: str) -> Iterator[Process]:
+    """A server with its data in ``folder``, which may hold that of an earlier one, once ``ready`` answers 200.
+
+    ``group``: the control group that it shall live in.
+    """
     port = free_port()
     own = {
         "PORT": str(port),
@@ -75,7 +78,7 @@ def started(folder: Path, group: Path | None = None, **settings: str) -> Iterato
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
     try:
         server = Process(process, client, Path(settings.get("STENOPOOL_DATA_DIR", folder / "data")))
-        server.wait_ready()
+        server.wait_ready(ready)
         yield server
     finally:
         client.close()

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def run() -> int:
     """As ``main.py`` does, with another engine, in workers that know of failpoints."""
     import main
+    from app import build as wiring
     from app.http import app
     from tests.faults import failpoints
 
     def build(settings: Settings) -> Service:
         preload = ("tests.faults.worker_failpoints",) if "FAILPOINT" in os.environ else ()
-        return app.build_service(settings, "tests.fakes.engine", preload)
+        return wiring.build_service(settings, "tests.fakes.engine", preload)
 
     failpoints.install("api")
     app.create_app.__defaults__ = (build, *app.create_app.__defaults__[1:])  # type: ignore[index]

@@ -23,7 +23,7 @@ from benchmarks.random_models import write
 import app.engine.preload
 from app.engine.pipeline import create
 from app.jobs import TranscribeOptions, VadOptions
-from app.service import worker_setup
+from app.catalogue import worker_setup
 from app.settings import Settings
 from app.work import Task
 

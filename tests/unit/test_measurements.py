@@ -5,7 +5,6 @@ Runs on SQLite; with STENOPOOL_TEST_DATABASE_URL (an empty database) on that one
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, text
 
-from app.database import Database, metadata
+from app.database import Database
 from app.errors import CapacityError
 from app.measurements import Measurements, measurements
 from tests.fakes.clock import Clock
+from tests.fakes.database import OTHER_URL, emptied
 
 START = datetime(2026, 1, 2, tzinfo=timezone.utc)
-OTHER_URL = os.environ.get("STENOPOOL_TEST_DATABASE_URL")
 sqlite_only = pytest.mark.skipif(OTHER_URL is not None, reason="about SQLite")
 
 
@@ -30,9 +29,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
     opened = Database(OTHER_URL or f"sqlite:///{tmp_path}/jobs.db", now=Clock(START))
     opened.create_schema()
     yield opened
-    if OTHER_URL:
-        with opened.writing() as db:
-            metadata.drop_all(db)
+    emptied(opened)
     opened.close()
 
 

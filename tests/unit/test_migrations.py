@@ -11,6 +11,8 @@ from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import create_engine, text
 
+import app.batches_store
+import app.cluster.rows
 import app.keys
 import app.measurements  # noqa: F401  (their tables)
 from app import migrations

@@ -20,6 +20,7 @@ import pytest
 
 from app.admission.controller import Controller
 from app.admission.ticket import Ask, Phase, Ticket
+from app.catalogue import warm_models, worker_setup
 from app.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -40,7 +41,7 @@ from app.errors import (
 from app.intake import OWNED, Source
 from app.jobs import Job, Status, TranscribeOptions
 from app.media.extract import Extracted, ExtractOptions
-from app.service import Service, worker_setup
+from app.service import Service
 from app.settings import Settings
 from app.work import Blocked
 from tests.fakes.pool import QuietPool, quiet_service
@@ -855,14 +856,14 @@ async def test_stopping_ends_what_runs_and_what_waits(begin: Begin) -> None:
 
 
 def test_default_model_is_warmed_where_it_is_on_disk_and_else_the_demo(tmp_path: Path) -> None:
-    assert quiet_service(make_settings(tmp_path, warm_models=(), model_size="tiny")).warm_models() == ("demo",)
-    assert quiet_service(make_settings(tmp_path, warm_models=("base", "tiny"))).warm_models() == ("base", "tiny")
+    assert warm_models(make_settings(tmp_path, warm_models=(), model_size="tiny")) == ("demo",)
+    assert warm_models(make_settings(tmp_path, warm_models=("base", "tiny"))) == ("base", "tiny")
     folder = tmp_path / "models" / "tiny"
     folder.mkdir(parents=True)
     for name in ("model.bin", "config.json"):
         (folder / name).touch()
     settings = make_settings(tmp_path, warm_models=(), model_size="tiny", models_dir=tmp_path / "models")
-    assert quiet_service(settings).warm_models() == ("tiny",)
+    assert warm_models(settings) == ("tiny",)
     assert worker_setup(settings, "tiny").model_path == str(folder)
 
 

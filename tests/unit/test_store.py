@@ -6,7 +6,6 @@ Runs on SQLite; with STENOPOOL_TEST_DATABASE_URL (an empty database) on that one
 from __future__ import annotations
 
 import asyncio
-import os
 import stat
 import threading
 import time
@@ -21,14 +20,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from app.database import metadata
 from app.errors import CapacityError, DeadlineExceeded, DiskFull, StenopoolError
 from app.jobs import Job, Status, TranscribeOptions, VadOptions, new_id
 from app.store import AsyncStore, Store
 from tests.fakes.clock import Clock
+from tests.fakes.database import OTHER_URL, emptied
 
 START = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc)
-OTHER_URL = os.environ.get("STENOPOOL_TEST_DATABASE_URL")
 sqlite_only = pytest.mark.skipif(OTHER_URL is not None, reason="about SQLite")
 
 
@@ -41,10 +39,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = Store(OTHER_URL or f"sqlite:///{tmp_path}/data/jobs.db", now=Clock(START))
     opened.create_schema()
     yield opened
-    if OTHER_URL:
-        with opened.writing() as db:
-            metadata.drop_all(db)
-            db.execute(text("DROP TABLE IF EXISTS alembic_version"))
+    emptied(opened)
     opened.close()
 
 

@@ -103,6 +103,20 @@ def test_removing_who_is_not_there_does_nothing() -> None:
     assert (len(line), order(line)) == (0, "")
 
 
+def test_who_looks_through_the_line_meets_all_who_stay_although_others_leave_and_come() -> None:
+    jobs = [Job("a", entered_at=float(at)) for at in range(5)]
+    line, seen = line_of(*jobs), []
+    for job in line.in_order():
+        seen.append(job)
+        if job is jobs[1]:
+            line.started(job)
+            line.remove(jobs[0])
+            line.remove(jobs[3])
+            line.push(Job("b"))
+    assert seen == [jobs[0], jobs[1], jobs[2], jobs[4]]
+    assert len(line) == 3
+
+
 def test_keys_that_went_long_ago_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fair, "MAX_IDLE_KEYS", 5)
     line = line_of(Job("here"))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from app.admission.ticket import Ask, Limits
-from tests.unit.admission.simulation import GB, Request, World
+from benchmarks.virtual import GB, Request, World
 
 Fingerprint = Callable[[int], str]
 fingerprints = pytest.mark.parametrize("fingerprint", [str, lambda number: "same"], ids=["distinct", "identical"])

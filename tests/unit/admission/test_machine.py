@@ -284,6 +284,14 @@ class Machine(RuleBasedStateMachine):
             assert abs(self.desk.quotas.in_use(key)["audio_s"] - sum(one.audio_s for one in mine)) < 0.1
 
     @invariant()
+    def the_sums_that_are_kept_in_step_are_right(self) -> None:
+        tally, tickets = self.desk._tally, [one.ticket for one in self.clients]
+        assert tally.bytes == sum(one.bytes for one in tickets)
+        assert tally.held == sum(self.memory.held(one.name) for one in self.desk.running)
+        assert tally.lanes == {one.ask.lane for one in tickets if one.phase is Phase.WAITING}
+        assert set(self.desk._blocked) == {one for one in tickets if one.blocked_since is not None}
+
+    @invariant()
     def nobody_is_kept_waiting_by_nothing(self) -> None:
         """A ticket that is the only one in line starts where a seat and its bytes are there."""
         waiting = [one.ticket for one in self.clients if one.ticket.phase is Phase.WAITING]

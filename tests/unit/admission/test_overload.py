@@ -12,8 +12,8 @@ from app.admission.controller import Controller
 from app.admission.ledger import Ledger
 from app.admission.ticket import Ask, Count, Limits
 from app.errors import StenopoolError
+from benchmarks.virtual import GB, Request, World, jain, quantile
 from tests.unit.admission.rooms import Room, Rooms
-from tests.unit.admission.simulation import GB, Request, World, jain, quantile
 
 MEAN_S = 5.0
 

@@ -421,3 +421,43 @@ def test_a_key_is_charged_its_share_of_the_streams_only() -> None:
     desk.line.charge = lambda key, seconds: charged.append(seconds)  # type: ignore[method-assign]
     desk.release(first)
     assert charged == [0.0]
+
+
+# -- places that come and go, and a great many of them
+
+
+def test_places_that_come_are_filled_at_once_and_those_that_go_are_taken_from_nobody() -> None:
+    desk = Desk(running=2)
+    tickets = [desk.comes() for _ in range(5)]
+    desk.resize(4)
+    assert runs(*tickets[:4])
+    desk.resize(1)
+    assert runs(*tickets[:4])
+    for ticket in tickets[:3]:
+        desk.release(ticket)
+    assert (tickets[4].phase, desk.streams()) == (Phase.WAITING, 1)
+    desk.release(tickets[3])
+    assert runs(tickets[4])
+
+
+def test_without_any_place_a_desk_is_to_be_closed_not_resized() -> None:
+    with pytest.raises(ValueError, match="place"):
+        Desk().resize(0)
+
+
+def test_of_a_great_many_the_wait_is_counted_now_and_then_and_right_all_the_time() -> None:
+    desk = Desk(running=200)
+    tickets = [desk.comes(seconds=10.0 + number % 7) for number in range(600)]
+    counted: list[float] = []
+    exact = desk._count_wait_s
+    desk._count_wait_s = lambda: counted.append(exact()) or counted[-1]  # type: ignore[method-assign,func-returns-value]
+    wrong = []
+    for number in range(400):
+        desk.passes(0.05)
+        desk.release(tickets[number])
+        tickets.append(desk.comes(seconds=12.0))
+        wrong.append(abs(desk.wait_s() - exact()) / exact())
+    assert max(wrong) < 0.05
+    assert 0 < len(counted) <= 20.0 / (1e-4 * 600) + 1
+    desk.resize(400)
+    assert desk.wait_s() == pytest.approx(exact())

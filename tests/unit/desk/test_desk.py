@@ -9,10 +9,10 @@ import pytest
 
 from app.admission.cost import Batches
 from app.admission.pressure import Step
+from app.catalogue import worker_setup
 from app.errors import DiskFull, MemoryLow, NeverFits, QueueTimeout
 from app.jobs import TranscribeOptions, VadOptions
 from app.pool.handle import Measured
-from app.service import worker_setup
 from tests.unit.desk.conftest import GB, Bench
 
 Make = Callable[..., Bench]

@@ -7,6 +7,7 @@ import ipaddress
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from sqlalchemy import text
 from standardwebhooks import Webhook
 
 from app import webhooks
-from tests.fakes.server import Live, wav
+from app.batches_store import BatchRows
+from tests.fakes.server import Live, fake_service, make_settings, serving, wav
+from tests.unit.http.test_batches import echoes, reached
+from tests.unit.http.test_batches import hand_in as hand_in_batch
 from tests.unit.http.test_jobs import until
 from tests.unit.http.test_middleware import shape
 
@@ -170,3 +174,61 @@ async def test_webhook_that_was_due_when_the_server_stopped_is_sent_by_the_next_
         await asyncio.sleep(0.05)
         await later.look()
     assert due.webhooks_due(5) == []
+
+
+# -- batches
+
+
+async def test_end_of_a_batch_is_told_once_signed_with_what_failed(start: Start, receiver: Receiver) -> None:
+    live = await begin(start, receiver)
+    items = [*echoes(live, 3), {"audio_file": "nowhere.wav", "name": "lost"}]
+    batch_id = await hand_in_batch(live, items, webhook_url=f"http://127.0.0.1:{receiver.port}/hook")
+    (told,) = await receiver.after(1)
+    assert (told["type"], told["data"]["batch_id"], told["data"]["percent"]) == ("batch.completed", batch_id, 100.0)
+    assert told["data"]["counts"]["succeeded"] == 3
+    assert [(one["label"], one["error"]["code"]) for one in told["data"]["failures"]] == [("lost", "media_not_found")]
+    assert receiver.got[0][0]["webhook-id"] == batch_id
+    rows = BatchRows(live.service.store.sync)
+    while rows.webhooks_due(5):
+        await asyncio.sleep(0.01)
+    assert await live.service.webhooks.look() == 0
+    assert len(receiver.got) == 1
+
+
+async def test_webhook_of_a_batch_waits_for_its_last_item_and_is_tried_again(
+    start: Start,
+    receiver: Receiver,
+    quick: None,
+    tmp_path: Path,
+) -> None:
+    receiver.statuses = [500, 500, 200]
+    live = await begin(start, receiver, streams=1)
+    items = echoes(live, 2)
+    items[1]["initial_prompt"] = f"until:{tmp_path}/go"
+    batch_id = await hand_in_batch(live, items, webhook_url=f"http://127.0.0.1:{receiver.port}/hook")
+    await reached(live, batch_id, lambda shown: shown["counts"]["succeeded"] == 1)
+    assert await live.service.webhooks.look() == 0
+    await live.client.delete(f"/batches/{batch_id}")
+    told = await receiver.after(3)
+    assert {one["type"] for one in told} == {"batch.cancelled"}
+    assert {headers["webhook-id"] for headers, _ in receiver.got} == {batch_id}
+
+
+async def test_webhook_of_a_batch_that_was_due_when_the_server_stopped_is_sent_by_the_next_one(
+    tmp_path: Path,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    receiver.statuses = [500, 200]
+    monkeypatch.setattr(webhooks, "PAUSES_S", (0.5,))
+    monkeypatch.setattr(webhooks, "LOOK_S", 0.05)
+    settings = make_settings(tmp_path, webhook_secret=SECRET)
+
+    async with serving(settings, fake_service) as live:
+        allow(live, receiver)
+        await hand_in_batch(live, echoes(live, 1), webhook_url=f"http://127.0.0.1:{receiver.port}/hook")
+        await receiver.after(1)
+    async with serving(settings, fake_service) as live:
+        allow(live, receiver)
+        told = await receiver.after(2)
+    assert {one["type"] for one in told} == {"batch.completed"}

@@ -1,4 +1,4 @@
-"""What a worker writes."""
+"""What survives a power cut, and finds no room on a full disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from app.durable import write_durably
 from app.errors import DiskFull
-from app.pool.worker import write_durably
 
 
 @pytest.fixture

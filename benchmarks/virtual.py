@@ -1,4 +1,8 @@
-"""A front desk in virtual time: requests come, wait, work on streams that are only numbers, and end; clients obey or do not."""
+"""A front desk in virtual time: requests come, wait, work on streams that are only numbers, and end; clients obey or do not.
+
+The desk is the product's own; only the work and the clock are not real. Tests of the admission use it, and the simulation of
+many machines (:mod:`benchmarks.fleet`) is built on it.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,16 @@ GB = 10**9
 class Request:
     """One client's one job. ``work`` is what it really takes, in seconds of one stream; ``ask`` says what is predicted.
 
-    It comes back when it was told to if it ``obeys``, but it tries no more than ``tries`` times.
+    It comes back when it was told to if it ``obeys``, but it tries no more than ``tries`` times. After it was let in it takes
+    ``intake_s`` seconds until it is ready to run; then ``settled`` is what is known of it, where that is more than ``ask``.
     """
 
     ask: Ask
     work: float
     obeys: bool = False
     tries: float = math.inf
+    intake_s: float = 0.0
+    settled: Ask | None = None
     came_at: float = 0.0
     told_s: float | None = None
     admitted_at: float | None = None
@@ -51,11 +58,12 @@ class World:
     seats: Seats = field(default_factory=Count)
     seed: int = 1
     count_from: float = 0.0
+    controller: type[Controller] = Controller
 
     def __post_init__(self) -> None:
         self.time = 0.0
         self.random = Random(self.seed)
-        self.desk = Controller("jobs", self.limits, Ledger(self.budget), self.seats, lambda: self.time, self.random.random)
+        self.desk = self.controller("jobs", self.limits, Ledger(self.budget), self.seats, lambda: self.time, self.random.random)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
         self.told: list[float] = []
@@ -99,6 +107,14 @@ class World:
             return
         self.honoured += request.told_s is not None
         request.admitted_at = self.time
+        if request.intake_s:
+            self.at(self.time + request.intake_s, lambda: self._ready(ticket, request))
+        else:
+            self._ready(ticket, request)
+
+    def _ready(self, ticket: Ticket, request: Request) -> None:
+        if request.settled is not None:
+            self.desk.settle(ticket, request.settled)
         self.desk.wait(ticket, lambda seat, error: self._begin(ticket, request, seat, error))
 
     def _refused(self, request: Request, error: CapacityError) -> None:

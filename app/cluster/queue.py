@@ -1,0 +1,62 @@
+"""Celery as a messenger: it carries the ids of jobs to the nodes, and nothing depends on any message arriving."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery import Celery
+
+log = logging.getLogger("stenopool.cluster")
+
+TASK = "stenopool.run"
+QUEUE = "stenopool"
+SOCKET_S = 5.0
+
+
+def celery_app(redis_url: str) -> Any:
+    """Ids only, acknowledged as soon as they are taken, never kept in reserve by a node that is busy."""
+    app = Celery("stenopool", broker=redis_url)
+    app.conf.update(
+        task_default_queue=QUEUE,
+        task_ignore_result=True,
+        task_acks_late=False,  # the lease in the database says who runs it; a visibility timeout would only run long jobs twice
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": SOCKET_S,
+            "socket_connect_timeout": SOCKET_S,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+        },
+    )
+    return app
+
+
+class Queue:
+    """Sends ids, from one thread, so that a Redis that does not answer keeps nobody waiting."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._app = celery_app(redis_url)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue")
+
+    async def send(self, job_id: str) -> None:
+        """Tell the nodes of a job, soon."""
+        asyncio.get_running_loop().run_in_executor(self._thread, self._send, job_id)
+
+    def _send(self, job_id: str) -> None:
+        try:
+            self._app.send_task(TASK, [job_id], queue=QUEUE, retry=False)
+        except Exception as error:  # of kombu, redis, or the socket
+            log.warning("Redis took no message: %s; nodes will find the job themselves", type(error).__name__)
+
+    def close(self) -> None:
+        """Send what is waiting, and close the connections."""
+        self._thread.shutdown(wait=True)
+        self._app.close()

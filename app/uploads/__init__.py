@@ -1,0 +1,1 @@
+"""Uploads that may be cut off and go on later."""

@@ -1,0 +1,151 @@
+"""Several machines: real API, nodes, Redis and PostgreSQL; the engine is the fake one."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+
+from tests.cluster.machines import LEASE_S, Cluster
+from tests.cluster.servers import until
+from tests.fakes.server import wav
+
+
+class Sent:
+    """Async jobs with a number each, which their transcripts show."""
+
+    def __init__(self, here: Cluster) -> None:
+        self._here = here
+        self.jobs: list[str] = []
+
+    def more(self, count: int, command: str) -> None:
+        """Hand in so many more."""
+        for number in range(len(self.jobs), len(self.jobs) + count):
+            self.jobs.append(self._here.submit(wav(0.1, value=number), command))
+
+    def running(self) -> int:
+        """How many run now."""
+        return sum(self._here.status(job)["status"] == "running" for job in self.jobs)
+
+    def all_end(self) -> None:
+        """Well, and within a minute."""
+        assert {one["status"] for one in self._here.ended(self.jobs)} == {"succeeded"}
+
+    def each_once(self) -> None:
+        """Its own transcript, one result among the shared media, and no input left."""
+        for number, job in enumerate(self.jobs):
+            text = self._here.client.get(f"/transcribe/{job}").json()["text"]
+            assert text.startswith(number.to_bytes(2, "little").hex())
+            attempts = self._here.status(job)["attempts"]
+            until(partial(self._has_only, job, f"result-{attempts}.json"), "one result, and no input")
+
+    def _has_only(self, job: str, name: str) -> bool:
+        return [path.name for path in (self._here.folder / "shared" / "jobs" / job).iterdir()] == [name]
+
+
+def test_two_nodes_share_the_jobs_and_a_waiting_caller_gets_its_transcript(here: Cluster) -> None:
+    here.have("n1", "n2")
+    sent = Sent(here)
+    sent.more(8, "sleep:0.3")
+    sent.all_end()
+    sent.each_once()
+    answer = here.client.post("/transcribe", content=wav(0.1, value=77))
+    assert (answer.status_code, answer.json()["text"][:4]) == (200, (77).to_bytes(2, "little").hex())
+    with psycopg.connect(here.settings["DATABASE_URL"]) as db:
+        rows = db.execute("SELECT node, count(*) FROM leases GROUP BY node").fetchall()
+    assert {node for node, _ in rows} == {"n1", "n2"}
+    assert len(list((here.folder / "shared" / "jobs").iterdir())) == 8  # the caller that waited has all there was
+
+
+def test_node_that_stops_gives_its_work_back_without_charge(here: Cluster, tmp_path: Path) -> None:
+    leaving, _ = here.have("n1", "n2")
+    gate = tmp_path / "gate"
+    jobs = [here.submit(wav(), f"until:{gate}") for _ in range(4)]
+    until(lambda: all(here.status(job)["status"] == "running" for job in jobs), "both nodes at work")
+    leaving.drain()
+    assert not list((here.folder / "n1" / "jobs").iterdir())
+    gate.touch()
+    assert [one["status"] for one in here.ended(jobs)] == ["succeeded"] * 4
+    with psycopg.connect(here.settings["DATABASE_URL"]) as db:
+        rows = db.execute("SELECT attempts, forgiven FROM jobs WHERE id = ANY(%s)", (jobs,)).fetchall()
+    assert sorted(rows) == [(1, 0), (1, 0), (2, 1), (2, 1)]
+
+
+def test_cancelled_job_frees_its_node_and_leaves_no_file(here: Cluster) -> None:
+    here.have("n1")
+    job = here.submit(wav(), "sleep:600")
+    until(lambda: here.status(job)["status"] == "running", "the job")
+    before = set((here.folder / "shared" / "jobs").iterdir())
+    assert here.client.delete(f"/transcribe/{job}").json()["status"] == "cancelled"
+    until(lambda: not list((here.folder / "n1" / "jobs").iterdir()), "the end of the job at the node")
+    with pytest.raises(httpx.ReadTimeout):
+        here.client.post("/transcribe", params={"initial_prompt": "sleep:600"}, content=wav(), timeout=1.5)
+    until(lambda: all(one["running"] == 0 for one in here.seen()), "an idle node")
+    assert {path.name for path in before} - {path.name for path in (here.folder / "shared" / "jobs").iterdir()} == {job}
+
+
+def test_job_that_ends_every_worker_fails_and_the_next_one_succeeds(here: Cluster) -> None:
+    here.have("n1")
+    ended = here.ended([here.submit(wav(), "kill")])[0]
+    assert (ended["status"], ended["error"]["code"], ended["attempts"]) == ("failed", "worker_lost", 3)
+    assert here.client.post("/transcribe", content=b"no audio at all").json()["error"]["code"] == "not_media"
+    assert here.ended([here.submit(wav())])[0]["status"] == "succeeded"
+
+
+def test_api_that_is_killed_finds_its_jobs_again_at_the_nodes(here: Cluster, tmp_path: Path) -> None:
+    here.have("n1")
+    gate = tmp_path / "gate"
+    sent = Sent(here)
+    sent.more(4, f"until:{gate}")
+    until(lambda: sent.running() == 2, "two at the node")
+    here.restart_api()
+    gate.touch()
+    sent.all_end()
+    sent.each_once()
+    assert {here.status(job)["attempts"] for job in sent.jobs} == {1}
+
+
+def test_nodes_die_freeze_and_lose_their_servers_and_every_job_ends_once_with_its_transcript(here: Cluster) -> None:
+    killed, frozen, _ = here.have("n1", "n2", "n3")
+    sent = Sent(here)
+
+    sent.more(9, "sleep:1")
+    until(lambda: sent.running() >= 4, "work at the nodes")
+    killed.kill()
+    sent.more(3, "sleep:0.2")
+    sent.all_end()
+
+    sent.more(6, "sleep:1")
+    until(lambda: sent.running() >= 3, "work at the nodes")
+    frozen.freeze()
+    time.sleep(3 * LEASE_S)  # the fault itself: it says nothing for three leases
+    frozen.thaw()
+    sent.more(3, "sleep:0.2")
+    sent.all_end()
+    here.wait_nodes(2)
+
+    sent.more(8, "sleep:0.5")
+    here.redis.flush()
+    sent.more(4, "sleep:0.2")
+    sent.all_end()
+
+    sent.more(4, "sleep:0.5")
+    here.redis.stop()
+    sent.more(3, "sleep:0.2")
+    here.redis.start()
+    sent.more(3, "sleep:0.2")
+    sent.all_end()
+
+    sent.more(6, "sleep:1")
+    here.postgres.stop()
+    here.postgres.start()
+    until(lambda: here.client.get("/jobs").status_code == 200, "the API with its database")
+    sent.more(3, "sleep:0.2")
+    sent.all_end()
+
+    sent.each_once()
+    until(lambda: here.client.get("/capacity").json()["queue"]["running"] == 0, "nothing reserved")
