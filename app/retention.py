@@ -23,7 +23,8 @@ EVERY_S = 60.0
 class Retention:
     """``forget(job_id)`` deletes a job's row and folder. ``now`` is a monotonic clock in seconds.
 
-    The wall clock is read once: whether it jumps by a day later makes nothing older.
+    Old is what is old by the wall clock and by the wall clock at the start plus the time since: a clock that is set ahead makes
+    nothing older, and a clock that was set back does not make what ends from then on look as if it had ended long ago.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Retention:
 
         The items of a batch are too old together, when the last one is.
         """
-        today = self._began + timedelta(seconds=self._now() - self._began_at)
-        for job_id in await self._store.run(self._batches.old, today - timedelta(seconds=self._settings.result_ttl_s)):
+        clocks = self._began + timedelta(seconds=self._now() - self._began_at), self._store.sync.now()
+        for job_id in await self._store.run(self._batches.old, min(clocks) - timedelta(seconds=self._settings.result_ttl_s)):
             await self._forget(job_id)
-        await self._shrink(today)
+        await self._shrink(max(clocks))
         await self._store.run(self._batches.forget_empty)
 
     async def _shrink(self, today: datetime) -> None:

@@ -37,7 +37,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.database import Database, UtcDateTime, metadata
+from app.database import Database, UtcDateTime, is_due, metadata
 from app.errors import StenopoolError
 from app.jobs import TRANSITIONS, Job, Status, TranscribeOptions
 
@@ -186,7 +186,7 @@ class Store(Database):
     def webhooks_due(self, limit: int) -> Jobs:
         """Jobs that have ended and whose callers are to be told now."""
         ended = jobs.c.status.in_([status.value for status in Status if status.final])
-        due = or_(jobs.c.webhook_at.is_(None), jobs.c.webhook_at <= self.now())
+        due = is_due(jobs.c.webhook_at, self.now())
         query = select(*_JOB_COLUMNS).where(jobs.c.webhook_url.is_not(None), ~jobs.c.webhook_done, ended, due)
         with self.reading() as db:
             return [_job(row) for row in db.execute(query.order_by(jobs.c.finished_at).limit(limit)).mappings()]
