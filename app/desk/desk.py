@@ -213,7 +213,8 @@ class Desk:
     def resize(self, places: int, runners: int, most_bytes: int) -> None:
         """How many transcriptions may run at once, how many of them make progress, and what the largest may take, elsewhere."""
         self.jobs.most_bytes = most_bytes
-        self.jobs.resize(max(1, places), max(1, runners))
+        most = self.settings.max_concurrent_transcriptions or places
+        self.jobs.resize(max(1, min(places, most)), max(1, runners))
         self.changed()
 
     def _measure_base(self) -> None:

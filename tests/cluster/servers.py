@@ -14,6 +14,7 @@ from pathlib import Path
 import psycopg
 import redis
 
+from app.cluster.queue import QUEUE
 from tests.integration.server import free_port
 
 
@@ -74,6 +75,11 @@ class Redis:
         """FLUSHALL."""
         with redis.Redis(port=self.port) as client:
             client.flushall()
+
+    def waiting(self) -> int:
+        """Messages that no node has taken."""
+        with redis.Redis(port=self.port) as client:
+            return int(client.llen(QUEUE))
 
 
 class Postgres:
