@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.integration.server import KEY, ROOT, free_port, stop, title
+from tests.integration.server import KEY, ROOT, free_port, still_there, stop, title
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Process:
         family = self.family()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=10)
+        alive = still_there(family, timeout_s=10.0)
         assert not alive, f"left behind: {[title(child) for child in alive]}"
 
     def wait_ready(self, path: str = "/ready") -> None:

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import httpx
 import imageio_ffmpeg
-import psutil
 import pytest
 
 from tests.fakes.engine import fill
 from tests.fakes.server import wav
 from tests.faults.jobs import Rest, eventually, status, submit, succeeded
 from tests.faults.process import Process, started
+from tests.integration.server import still_there
 from tests.unit.http.test_middleware import shape
 
 SIZE_MB = 48
@@ -202,7 +202,7 @@ def test_server_that_is_stopped_while_the_disk_is_full_ends_in_order_and_the_nex
         server.process.send_signal(signal.SIGTERM)
         server.process.wait(15)
         assert "Application shutdown complete." in (tmp_path / "server.log").read_text()
-        assert not psutil.wait_procs(family, timeout=10)[1]
+        assert not still_there(family, timeout_s=10.0)
     disk.empty()
     with started(tmp_path, **moments.settings(disk)) as server:
         assert succeeded(server, job_id)[0] >= 2

@@ -13,9 +13,9 @@ import psutil
 import pytest
 
 from benchmarks.cgroup import MB, group_root, limited
-from tests.faults.jobs import Rest, blame, eventually, submit, succeeded, until, worker
+from tests.faults.jobs import DEADLINE_S, Rest, blame, eventually, submit, succeeded, until, worker
 from tests.faults.process import Process, started
-from tests.integration.server import title
+from tests.integration.server import still_there, title
 
 SETTINGS = {
     "STENOPOOL_STREAMS": "2",
@@ -59,7 +59,7 @@ def again(server: Process, *jobs: str) -> None:
 
 
 def died(process: psutil.Process) -> None:
-    eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, lambda: f"{process} lives")
+    assert not still_there([process], timeout_s=DEADLINE_S)
 
 
 def test_sigkill_of_an_idle_worker_is_seen_by_no_job(server: Process, rest: Rest) -> None:
@@ -166,7 +166,7 @@ def test_who_takes_all_the_memory_of_the_control_group_fails_as_out_of_memory_an
         assert failed["error"]["code"] == "out_of_memory"
         assert (blame(server, greedy)[1], succeeded(server, healthy)[1]) == (3, 1)
         control = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
-        assert int(control["oom_kill"]) >= 3
+        assert int(control["oom_kill"]) >= 1  # the others the server may have seen coming, and ended the worker itself
         assert server.process.poll() is None
         server.wait_ready()  # not before the memory has been looked at again
         rest.reached_again()
