@@ -198,12 +198,6 @@ class Store(Database):
         with self.writing() as db:
             db.execute(update(jobs).where(jobs.c.id == job_id).values(**values, webhook_at=at))
 
-    def ended_before(self, moment: datetime, limit: int = 500) -> Jobs:
-        """Jobs that ended before ``moment``, oldest first."""
-        query = select(*_JOB_COLUMNS).where(jobs.c.finished_at < moment).order_by(jobs.c.finished_at).limit(limit)
-        with self.reading() as db:
-            return [_job(row) for row in db.execute(query).mappings()]
-
     def set_duration(self, job_id: str, seconds: float) -> bool:
         """Note the length of the audio, in seconds."""
         with self.writing() as db:

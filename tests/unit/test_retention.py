@@ -95,3 +95,12 @@ async def test_oldest_results_go_where_all_of_them_are_too_large(bench: Bench) -
     bench.add("failed", 2000, size=0, status=Status.FAILED)
     await bench.retention.look()
     assert bench.gone == ["0", "1"]
+
+
+async def test_results_that_are_too_large_go_however_many_ended_jobs_there_are_without_one(bench: Bench) -> None:
+    for number in range(600):
+        bench.add(f"sync {number}", 5000, background=False)
+    for number in range(4):
+        bench.add(f"{number}", 1000 - number, size=800_000)
+    await bench.retention.look()
+    assert bench.gone == ["0", "1"]
