@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ class NodeProcess:
         """SIGKILL, as when the machine is gone."""
         family = self.family()
         for one in family:
-            one.kill()
+            with suppress(psutil.NoSuchProcess):  # some end with their parents
+                one.kill()
         self.process.wait()
 
     def freeze(self) -> None:
