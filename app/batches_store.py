@@ -27,7 +27,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.database import Database, UtcDateTime, metadata
+from app.database import Database, UtcDateTime, is_due, metadata
 from app.jobs import Job, Status
 from app.store import jobs
 
@@ -206,7 +206,7 @@ class BatchRows:
 
     def webhooks_due(self, limit: int) -> list[Batch]:
         """Batches that have ended and whose callers are to be told now."""
-        due = or_(batches.c.webhook_at.is_(None), batches.c.webhook_at <= self._database.now())
+        due = is_due(batches.c.webhook_at, self._database.now())
         goes_on = exists().where(jobs.c.batch_id == batches.c.id, _UNFINISHED)
         return self._find(batches.c.webhook_url.is_not(None), ~batches.c.webhook_done, due, ~goes_on, limit=limit)
 

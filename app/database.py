@@ -8,12 +8,24 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, DateTime, Dialect, Engine, MetaData, TypeDecorator, create_engine, event, make_url
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    MetaData,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+    or_,
+)
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -24,6 +36,8 @@ from app.migrations import LaterVersion, upgrade
 log = logging.getLogger(__name__)
 
 BUSY_TIMEOUT_S = 10
+LONGEST_DELAY = timedelta(hours=11)
+"""More than the longest pause between two tries of a webhook."""
 
 _DEADLINES = {
     "connect_timeout": BUSY_TIMEOUT_S,
@@ -56,6 +70,14 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+def is_due(at: ColumnElement[datetime], now: datetime) -> ColumnElement[bool]:
+    """Whether what is planned for ``at`` is to be done now; None: at once.
+
+    Also where that lies further ahead than anything is ever put off: then the clock was set back.
+    """
+    return or_(at.is_(None), at <= now, at > now + LONGEST_DELAY)
 
 
 def utc_now() -> datetime:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from app.batches_store import BatchRows
-from app.jobs import Job
 from app.media.process import MB
 from app.settings import Settings
 from app.store import AsyncStore
@@ -23,7 +23,8 @@ EVERY_S = 60.0
 class Retention:
     """``forget(job_id)`` deletes a job's row and folder. ``now`` is a monotonic clock in seconds.
 
-    The wall clock is read once: whether it jumps by a day later makes nothing older.
+    Old is what is old by the wall clock and by the wall clock at the start plus the time since: a clock that is set ahead makes
+    nothing older, and a clock that was set back does not make what ends from then on look as if it had ended long ago.
     """
 
     def __init__(
@@ -51,26 +52,29 @@ class Retention:
 
         The items of a batch are too old together, when the last one is.
         """
-        today = self._began + timedelta(seconds=self._now() - self._began_at)
-        for job_id in await self._store.run(self._batches.old, today - timedelta(seconds=self._settings.result_ttl_s)):
+        clocks = self._began + timedelta(seconds=self._now() - self._began_at), self._store.sync.now()
+        for job_id in await self._store.run(self._batches.old, min(clocks) - timedelta(seconds=self._settings.result_ttl_s)):
             await self._forget(job_id)
-        await self._shrink(today)
+        await self._shrink()
         await self._store.run(self._batches.forget_empty)
 
-    async def _shrink(self, today: datetime) -> None:
-        kept = [job for job in await self._ended(today + timedelta(days=1)) if job.background]
-        sizes = await asyncio.to_thread(lambda: [_size(self._settings.jobs_dir / job.id) for job in kept])
-        surplus = sum(sizes) - self._settings.results_mb * MB
-        for job, size in zip(kept, sizes, strict=True):
+    async def _shrink(self) -> None:
+        results = await asyncio.to_thread(_results, self._settings.jobs_dir)
+        surplus = sum(size for _, _, size in results) - self._settings.results_mb * MB
+        for _, job_id, size in sorted(results):
             if surplus <= 0:
                 return
-            if size:
-                await self._forget(job.id)
+            job = await self._store.run(self._store.sync.get, job_id)
+            if job is not None and job.background and job.status.final:
+                await self._forget(job_id)
                 surplus -= size
 
-    async def _ended(self, before: datetime) -> list[Job]:
-        return await self._store.run(self._store.sync.ended_before, before)
 
-
-def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+def _results(jobs_dir: Path) -> list[tuple[float, str, int]]:
+    """Every result on the disk: when it was written, its job, its bytes."""
+    found = []
+    for path in jobs_dir.glob("*/result-*.json"):
+        with contextlib.suppress(FileNotFoundError):  # it may go meanwhile
+            kept = path.stat()
+            found.append((kept.st_mtime, path.parent.name, kept.st_size))
+    return found

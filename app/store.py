@@ -37,7 +37,7 @@ from sqlalchemy import (
     update,
 )
 
-from app.database import Database, UtcDateTime, metadata
+from app.database import Database, UtcDateTime, is_due, metadata
 from app.errors import StenopoolError
 from app.jobs import TRANSITIONS, Job, Status, TranscribeOptions
 
@@ -186,7 +186,7 @@ class Store(Database):
     def webhooks_due(self, limit: int) -> Jobs:
         """Jobs that have ended and whose callers are to be told now."""
         ended = jobs.c.status.in_([status.value for status in Status if status.final])
-        due = or_(jobs.c.webhook_at.is_(None), jobs.c.webhook_at <= self.now())
+        due = is_due(jobs.c.webhook_at, self.now())
         query = select(*_JOB_COLUMNS).where(jobs.c.webhook_url.is_not(None), ~jobs.c.webhook_done, ended, due)
         with self.reading() as db:
             return [_job(row) for row in db.execute(query.order_by(jobs.c.finished_at).limit(limit)).mappings()]
@@ -197,12 +197,6 @@ class Store(Database):
         at = None if again is None else self.now() + again
         with self.writing() as db:
             db.execute(update(jobs).where(jobs.c.id == job_id).values(**values, webhook_at=at))
-
-    def ended_before(self, moment: datetime, limit: int = 500) -> Jobs:
-        """Jobs that ended before ``moment``, oldest first."""
-        query = select(*_JOB_COLUMNS).where(jobs.c.finished_at < moment).order_by(jobs.c.finished_at).limit(limit)
-        with self.reading() as db:
-            return [_job(row) for row in db.execute(query).mappings()]
 
     def set_duration(self, job_id: str, seconds: float) -> bool:
         """Note the length of the audio, in seconds."""

@@ -211,10 +211,10 @@ class Desk:
                 controller.most_bytes = max(0, budget.static - self._ledger.held("base"))
 
     def resize(self, places: int, runners: int, most_bytes: int) -> None:
-        """How many may run elsewhere (if as many are allowed), how many of them make progress, the largest one's bytes."""
-        most = self.settings.max_concurrent_transcriptions or places
+        """How many transcriptions may run at once, how many of them make progress, and what the largest may take, elsewhere."""
         self.jobs.most_bytes = most_bytes
-        self.jobs.resize(max(1, min(places, most)), max(1, min(runners, most)))
+        most = self.settings.max_concurrent_transcriptions or places
+        self.jobs.resize(max(1, min(places, most)), max(1, runners))
         self.changed()
 
     def _measure_base(self) -> None:

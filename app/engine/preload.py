@@ -28,11 +28,9 @@ import faster_whisper.vad  # noqa: E402, F401
 import onnxruntime  # noqa: E402, F401
 import whisperx.alignment  # noqa: E402
 import whisperx.asr  # noqa: E402, F401
-from setproctitle import setproctitle  # noqa: E402
 
 logging.getLogger("whisperx").setLevel(logging.ERROR)
 
-setproctitle("stenopool forkserver")
 if threading.active_count() > 1:
     raise RuntimeError(f"an import started a thread: {threading.enumerate()}")
 

@@ -144,11 +144,17 @@ class BodyMiddleware:
             if complete:  # what follows is the disconnect, hours away perhaps, or after a refusal what `_linger` drops
                 return await receive()
             wait_s = min(self._idle_s, deadline - time.monotonic())
+            # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
+            receiving = asyncio.ensure_future(receive())
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, wait_s))
-            except asyncio.TimeoutError:
+                in_time = (await asyncio.wait({receiving}, timeout=max(0.0, wait_s)))[0]
+            finally:
+                if not receiving.done():
+                    receiving.cancel()
+            if not in_time:
                 complete = True
-                raise BodyTimeout("The request's body came too slowly.") from None
+                raise BodyTimeout("The request's body came too slowly.")
+            message = receiving.result()
             taken += len(message.get("body", b""))
             complete = not message.get("more_body", False)
             if taken > self._max_bytes:

@@ -99,7 +99,7 @@ class Spawner:
         for name, value in ALLOCATOR.items():
             os.environ.setdefault(name, value)  # inherited by the forkserver, and so by the workers
         if METHOD == "forkserver":
-            self._context.set_forkserver_preload(list(preload))
+            self._context.set_forkserver_preload(["app.pool.forkserver", *preload])
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="spawn")
 
     async def start(self, setup: WorkerSetup) -> Child:

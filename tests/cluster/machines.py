@@ -39,7 +39,7 @@ class NodeProcess:
         """SIGKILL, as when the machine is gone."""
         family = self.family()
         for one in family:
-            with suppress(psutil.NoSuchProcess):  # workers end by themselves when the node does
+            with suppress(psutil.NoSuchProcess):  # some end with their parents
                 one.kill()
         self.process.wait()
 

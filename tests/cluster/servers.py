@@ -15,6 +15,7 @@ import psutil
 import psycopg
 import redis
 
+from app.cluster.queue import QUEUE
 from tests.integration.server import free_port
 
 
@@ -75,6 +76,11 @@ class Redis:
         """FLUSHALL."""
         with redis.Redis(port=self.port) as client:
             client.flushall()
+
+    def waiting(self) -> int:
+        """Messages that no node has taken."""
+        with redis.Redis(port=self.port) as client:
+            return int(client.llen(QUEUE))
 
 
 class Postgres:

@@ -3,13 +3,19 @@
 ``echo`` answers with the PCM's bytes, ``sleep:S`` computes for S seconds (cancellable), ``hang`` never looks at its
 cancel flag, ``stop`` freezes the whole process, ``kill`` ends it, ``kill-once:FILE`` ends it the first time,
 ``kill-once-when:FILE`` does so as soon as there is such a file, ``until:FILE`` computes until there is one, ``fail`` raises,
-``refuse`` raises one of our errors, ``garbage`` writes nonsense into the pipe. Model names choose set-up behaviour.
+``refuse`` raises one of our errors, ``garbage`` writes nonsense into the pipe. ``kill-writing-once:FILE`` ends the process
+while it writes the result, ``burn:FILE`` ignores SIGTERM, says so by the file and computes for ever, ``child-once:FILE``
+starts a process and waits for the file, ``fill-once:FILE`` fills the disk with the file, ``allocate:MB`` takes memory.
+``once`` is as long as a marker or the file is not there. Model names choose set-up behaviour.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +80,31 @@ class FakeEngine:
         self._until(argument, cancelled)
         self._kill_once(f"{argument}-seen", cancelled)
 
+    def _kill_writing_once(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        if not Path(argument).exists():
+            Path(argument).touch()
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+
+    def _burn(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        ctypes.CDLL(None).signal(signal.SIGTERM, ctypes.c_void_p(1))  # SIG_IGN; signal.signal wants the main thread
+        Path(argument).touch()
+        while True:
+            pass
+
+    def _child_once(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        if not Path(f"{argument}-seen").exists():
+            Path(f"{argument}-seen").touch()
+            subprocess.Popen(["sleep", "3600"])
+        self._until(argument, cancelled)
+
+    def _fill_once(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        if not Path(argument).exists():
+            fill(Path(argument))
+
+    def _allocate(self, argument: str, cancelled: Callable[[], bool]) -> None:
+        held = [b"x" * (1 << 20) for _ in range(int(argument))]
+        del held
+
     def _until(self, argument: str, cancelled: Callable[[], bool]) -> None:
         while not Path(argument).exists():
             self._sleep("0.01", cancelled)
@@ -92,6 +123,15 @@ class FakeEngine:
             except OSError:
                 continue
         time.sleep(3600)
+
+
+def fill(ballast: Path) -> None:
+    """Fill the disk of ``ballast`` with it, to the last byte; larger than it is now."""
+    with contextlib.suppress(OSError), open(ballast, "ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while file.write(bytes(size)):
+                    pass
 
 
 def _segment(text: str) -> dict[str, Any]:

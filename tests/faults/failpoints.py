@@ -1,7 +1,8 @@
-"""Death of a process at one exact moment: before or after its n-th fsync, rename or commit.
+"""Death of a process, or a full disk, at one exact moment: before or after its n-th fsync, rename or commit.
 
 ``FAILPOINT=role:what:when:n`` (``api:commit:after:2``) with role api or worker, what fsync, replace or commit. Nothing is
-counted before the file that ``FAILPOINT_ARMED`` names is there. Patched in from outside: the server knows nothing of it.
+counted before the file that ``FAILPOINT_ARMED`` names is there. With ``FAILPOINT_FILL`` the disk is filled with the file of
+that name, and the process lives on. Patched in from outside: the server knows nothing of it.
 """
 
 from __future__ import annotations
@@ -15,9 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from app import database
+from tests.fakes.engine import fill
 
 _lock = threading.Lock()
 _count = 0
+
+
+def act() -> None:
+    """What happens there."""
+    if ballast := os.environ.get("FAILPOINT_FILL"):
+        fill(Path(ballast))
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def install(role: str) -> None:
@@ -33,7 +43,7 @@ def install(role: str) -> None:
         with _lock:
             _count += 1
             if _count == int(number):
-                os.kill(os.getpid(), signal.SIGKILL)
+                act()
 
     def around(kind: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def patched(*arguments: Any, **named: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A real server process with the fake engine in it: ``python -m tests.faults.process``, settings from the environment."""
+"""A real server process with the fake engine in it (:mod:`tests.faults.serve`)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from app.service import Service
-from app.settings import Settings
-from tests.integration.server import KEY, ROOT, free_port, stop, title
+from tests.integration.server import KEY, ROOT, free_port, still_there, stop, title
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Process:
         family = self.family()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        _, alive = psutil.wait_procs(family, timeout=10)
+        alive = still_there(family, timeout_s=10.0)
         assert not alive, f"left behind: {[title(child) for child in alive]}"
 
     def wait_ready(self, path: str = "/ready") -> None:
@@ -55,8 +53,11 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, ready: str = "/ready", **settings: str) -> Iterator[Process]:
-    """A server with its data in ``folder``, which may hold that of an earlier one, once ``ready`` answers 200."""
+def started(folder: Path, group: Path | None = None, ready: str = "/ready", **settings: str) -> Iterator[Process]:
+    """A server with its data in ``folder``, which may hold that of an earlier one, once ``ready`` answers 200.
+
+    ``group``: the control group that it shall live in.
+    """
     port = free_port()
     own = {
         "PORT": str(port),
@@ -70,30 +71,16 @@ def started(folder: Path, ready: str = "/ready", **settings: str) -> Iterator[Pr
     }
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STENOPOOL_")}
     with open(folder / "server.log", "ab") as log:
-        command = [sys.executable, "-m", "tests.faults.process"]
+        command = [sys.executable, "-m", "tests.faults.serve"]
+        if group is not None:  # before anything is allocated
+            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
         process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **own, **settings}, stdout=log, stderr=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
     try:
-        server = Process(process, client, folder / "data")
+        server = Process(process, client, Path(settings.get("STENOPOOL_DATA_DIR", folder / "data")))
         server.wait_ready(ready)
         yield server
     finally:
         client.close()
         if process.poll() is None:
             stop(process)
-
-
-if __name__ == "__main__":
-    import main
-    from app import build as wiring
-    from app.http import app
-    from tests.faults import failpoints
-
-    def build(settings: Settings) -> Service:
-        """The fake engine, in workers that know of failpoints."""
-        preload = ("tests.faults.worker_failpoints",) if "FAILPOINT" in os.environ else ()
-        return wiring.build_service(settings, "tests.fakes.engine", preload)
-
-    failpoints.install("api")
-    app.create_app.__defaults__ = (build, *app.create_app.__defaults__[1:])  # type: ignore[index]
-    sys.exit(main.main())

@@ -59,15 +59,15 @@ def test_death_at_any_step_loses_no_acknowledged_job_and_leaves_nothing(tmp_path
 
 
 class Failing:
-    """Makes the ``n``-th write of the store fail: before it is committed, or after, so that only the answer is lost."""
+    """``some`` writes of the store fail, from the ``n``-th on: before the commit, or after it, so only the answer is lost."""
 
-    def __init__(self, n: int, when: str) -> None:
-        self.n, self.when, self.count = n, when, 0
+    def __init__(self, n: int, when: str, some: int) -> None:
+        self.n, self.when, self.some, self.count = n, when, some, 0
 
     @contextmanager
     def writing(self, original: Any, database: Database) -> Iterator[Any]:
         self.count += 1
-        fails = self.count == self.n
+        fails = self.n <= self.count < self.n + self.some
         with original(database) as db:
             yield db
             if fails and self.when == "before":
@@ -83,14 +83,14 @@ async def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         yield server
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("when", "some"), [("before", 1), ("after", 1), ("before", 2)])
 async def test_store_whose_nth_write_fails_loses_no_acknowledged_job_whichever_it_is(
-    live: Live, monkeypatch: pytest.MonkeyPatch, when: str
+    live: Live, monkeypatch: pytest.MonkeyPatch, when: str, some: int
 ) -> None:
     original, n = Database.writing, 0
     while True:
         n += 1
-        failing = Failing(n, when)
+        failing = Failing(n, when, some)
         with monkeypatch.context() as patch:
             patch.setattr(Database, "writing", lambda self, failing=failing: failing.writing(original, self))
             answer = await submit(live)

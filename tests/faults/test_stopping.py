@@ -6,33 +6,13 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.fakes.server import wav
+from tests.faults.jobs import TEXT, submit, until
 from tests.faults.process import Process, started
-
-TEXT = (7).to_bytes(2, "little").hex() * 32
-
-
-def submit(server: Process, command: str) -> str:
-    params = {"wait": "false", "initial_prompt": command}
-    answer = server.client.post("/transcribe", params=params, content=wav(0.05, 7))
-    assert answer.status_code == 202
-    job_id: str = answer.json()["job_id"]
-    return job_id
-
-
-def until(server: Process, job_id: str, wanted: str) -> dict[str, Any]:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        shown: dict[str, Any] = server.client.get(f"/transcribe/{job_id}/status").json()
-        if shown["status"] == wanted:
-            return shown
-        time.sleep(0.02)
-    raise AssertionError(f"never {wanted}")
 
 
 def terminate(server: Process, timeout_s: float = 15.0) -> int:

@@ -93,6 +93,21 @@ def running(folder: Path, **settings: str) -> Iterator[Server]:
         stop(process)
 
 
+def still_there(family: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that have not ended in time. A zombie has: init may take seconds to reap it."""
+    deadline = time.monotonic() + timeout_s
+    while (alive := [one for one in family if _runs(one)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
 def stop(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
     """SIGTERM; the server and all its children must be gone in time."""
     try:
@@ -105,7 +120,7 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 20.0) -> None:
     finally:
         process.kill()
         process.wait()
-        _, alive = psutil.wait_procs(family, timeout=5)
+        alive = still_there(family, timeout_s=5.0)
         for child in alive:
             child.kill()
     assert not alive, f"left behind: {[title(child) for child in alive]}"

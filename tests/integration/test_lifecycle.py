@@ -16,7 +16,7 @@ import pytest
 from benchmarks.accuracy import utterances, wav_bytes
 from demo.synth import join
 from tests.integration.conftest import Sample
-from tests.integration.server import Server, running, stop, title
+from tests.integration.server import Server, running, still_there, stop, title
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("espeak-ng") and shutil.which("flite")), reason="espeak-ng and flite speak the long recording"
@@ -70,6 +70,5 @@ def test_sigkill_of_the_server_leaves_no_process_behind(tmp_path: Path, long_rec
         family = psutil.Process(server.process.pid).children(recursive=True)
         assert any("worker" in title(child) for child in family)
         server.process.send_signal(signal.SIGKILL)
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert not alive
+        assert not still_there(family, timeout_s=10.0)
         assert isinstance(running_job.exception(), httpx.TransportError)

@@ -66,6 +66,7 @@ async def test_time_that_passes_makes_older(bench: Bench) -> None:
     await bench.retention.look()
     assert bench.gone == []
     bench.seconds += DAY + 1
+    bench.wall.moment += timedelta(seconds=DAY + 1)
     await bench.retention.look()
     assert bench.gone == ["young"]
 
@@ -78,9 +79,28 @@ async def test_wall_clock_that_jumps_makes_nothing_older(bench: Bench, days: int
     assert bench.gone == []
 
 
+async def test_what_ends_after_the_clock_was_set_back_is_not_taken_for_old(bench: Bench) -> None:
+    bench.wall.moment = NOW - timedelta(days=2)
+    bench.add("young", 2 * DAY)
+    await bench.retention.look()
+    assert bench.gone == []
+    bench.seconds, bench.wall.moment = DAY + 1, NOW - timedelta(days=1) + timedelta(seconds=1)
+    await bench.retention.look()
+    assert bench.gone == ["young"]
+
+
 async def test_oldest_results_go_where_all_of_them_are_too_large(bench: Bench) -> None:
     for number in range(4):
         bench.add(f"{number}", 1000 - number, size=800_000)
     bench.add("failed", 2000, size=0, status=Status.FAILED)
+    await bench.retention.look()
+    assert bench.gone == ["0", "1"]
+
+
+async def test_results_that_are_too_large_go_however_many_ended_jobs_there_are_without_one(bench: Bench) -> None:
+    for number in range(600):
+        bench.add(f"sync {number}", 5000, background=False)
+    for number in range(4):
+        bench.add(f"{number}", 1000 - number, size=800_000)
     await bench.retention.look()
     assert bench.gone == ["0", "1"]

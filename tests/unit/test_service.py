@@ -287,6 +287,19 @@ async def test_death_for_lack_of_memory_fails_as_out_of_memory_and_the_next_such
     await run.nothing_left()
 
 
+async def test_job_that_is_shed_again_and_again_fails_as_out_of_memory(begin: Begin) -> None:
+    run = await begin(max_deaths=2)
+    job = run.begin("sleep:60")
+    while not job.done():
+        run.service.pool.shed_newest()
+        await asyncio.sleep(0.01)
+    with pytest.raises(OutOfMemory, match="2 times"):
+        await job
+    (row,) = run.rows
+    assert (row.error_code, run.service.store.sync.charged(row.id)) == ("out_of_memory", 2)
+    await run.nothing_left()
+
+
 async def test_innocent_neighbour_of_a_poison_job_succeeds(begin: Begin) -> None:
     run = await begin()
     neighbour = run.begin("sleep:1")

@@ -229,13 +229,6 @@ def test_folders_of_background_jobs_are_needed_until_they_fail_or_are_cancelled(
     assert {one.background for one in store.list("alice", background=True)} == {True}
 
 
-def test_what_ended_before_a_moment_is_told_oldest_first(store: Store) -> None:
-    for number in (3, 1, 2):
-        store.add(job(id=f"{number}", status=Status.SUCCEEDED, finished_at=START + timedelta(hours=number)))
-    store.add(job(id="runs"))
-    assert [one.id for one in store.ended_before(START + timedelta(hours=3))] == ["1", "2"]
-
-
 def test_pages_follow_each_other_without_gap_or_repeat(store: Store) -> None:
     # Several jobs share a moment, so that the id must break the tie.
     added = [job(created_at=START + timedelta(seconds=i // 3)) for i in range(10)]

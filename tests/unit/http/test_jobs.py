@@ -287,6 +287,13 @@ async def test_request_that_is_sent_again_under_its_key_gets_the_first_ones_job(
     assert len((await live.client.get("/jobs")).json()["jobs"]) == 1
 
 
+async def test_caller_who_waits_and_asks_again_after_the_end_is_answered_at_once(start: Start) -> None:
+    live = await start(fake=True)
+    first = await keyed(live)
+    again = await asyncio.wait_for(keyed(live), 5)
+    assert (first.status_code, again.status_code, again.json()) == (200, 200, first.json())
+
+
 async def test_two_at_the_same_moment_are_one_job(start: Start) -> None:
     live = await start(fake=True)
     answers = await asyncio.gather(*(keyed(live, initial_prompt="sleep:0.1") for _ in range(4)))

@@ -192,6 +192,17 @@ async def test_the_newest_job_is_shed_and_nobody_is_blamed(make: Make, tmp_path:
     assert not pool.shed_newest()
 
 
+async def test_job_that_fills_the_memory_alone_in_its_worker_is_shed_and_blamed(make: Make, tmp_path: Path) -> None:
+    pool, _, _ = make(budget=1000)
+    began = asyncio.Event()
+    job = asyncio.create_task(Runner(pool, tmp_path)("sleep:30", began=began, solo=True))
+    await began.wait()
+    assert pool.shed_newest()
+    with pytest.raises(WorkerDied) as death:
+        await job
+    assert (death.value.alone, death.value.of_memory) == (True, True)
+
+
 async def test_an_idle_worker_is_billed_for_work_with_its_first_job_and_not_again_for_the_second(
     make: Make, tmp_path: Path
 ) -> None:
