@@ -28,6 +28,7 @@ def celery_app(redis_url: str) -> Any:
         worker_disable_prefetch=True,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
+        worker_enable_remote_control=False,  # nobody stops a node through Redis
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
