@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from app.admission.ticket import Ticket
 from app.desk.desk import Desk
@@ -31,6 +32,14 @@ TRANSIENT = (CapacityError, DiskFull)
 def result_path(folder: Path, attempt: int) -> Path:
     """Where the result of an attempt lies in the job's folder."""
     return folder / f"result-{attempt}.json"
+
+
+class Watcher(Protocol):
+    """Something that looks after something else, for ever."""
+
+    async def watch(self) -> None:
+        """To be cancelled at the end."""
+        ...
 
 
 class Runs:
@@ -63,6 +72,10 @@ class Runs:
         except Exception:
             await asyncio.shield(self._store.run(self._store.sync.fail, job.id, StenopoolError()))
             raise
+
+    def watchers(self) -> tuple[Watcher, ...]:
+        """What is to be watched beside the jobs."""
+        return ()
 
     # -- where inputs and results lie
 

@@ -35,7 +35,7 @@ from app.media.paths import free_bytes, remove_tree
 from app.media.process import MB
 from app.pool.interface import AnyPool
 from app.retention import Retention
-from app.runs import Progress, Runs
+from app.runs import Progress, Runs, Watcher
 from app.settings import Settings
 from app.store import AsyncStore
 from app.uploads.uploads import Uploads
@@ -94,8 +94,8 @@ class Service:
             self.pool.warm(model)
         await self.background.resume(acknowledged)
         await self.batches.feeder.resume()
-        watchers = (self._retention, self.webhooks, self.batches.feeder, self.uploads)
-        self._watching = [asyncio.create_task(one.watch()) for one in watchers]
+        own: tuple[Watcher, ...] = (self._retention, self.webhooks, self.batches.feeder, self.uploads)
+        self._watching = [asyncio.create_task(one.watch()) for one in own + self.runs.watchers()]
 
     def drain(self) -> None:
         """Take and start no new work from now on; what runs may end. Background jobs that wait stay in line, on disk."""

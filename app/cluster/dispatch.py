@@ -14,11 +14,12 @@ from app.admission.ticket import Ticket
 from app.cluster.media import AsyncMedia, Media, folder_key, input_key, result_key
 from app.cluster.queue import Queue
 from app.cluster.rows import Sent, SharedStore
+from app.cluster.sweep import Sweep
 from app.desk.desk import Desk
 from app.errors import CapacityError, DeadlineExceeded, NotFound, StenopoolError, by_code
 from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status
-from app.runs import TRANSIENT, Progress, Runs, result_path
+from app.runs import TRANSIENT, Progress, Runs, Watcher, result_path
 from app.settings import Settings
 from app.store import AsyncStore
 
@@ -51,6 +52,10 @@ class Dispatch(Runs):
         self._sync, self._media, self._queue = sync, AsyncMedia(media), queue
         self._away: dict[str, Away] = {}
         self._looking: asyncio.Task[None] | None = None
+
+    def watchers(self) -> tuple[Watcher, ...]:
+        """Beside the rest, what a killed API left in the shared media is looked for."""
+        return (Sweep(self._store, self._sync, self._media),)
 
     # -- where inputs and results lie
 

@@ -25,6 +25,7 @@ log = logging.getLogger("stenopool.cluster")
 
 T = TypeVar("T")
 
+JOBS = "jobs"
 AT_ONCE = 8
 COPY_S, DELETE_S = 600.0, 30.0
 """So long the store may take; a network file system that has lost its server hangs for ever."""
@@ -81,6 +82,12 @@ class Media:
         with _translated(), contextlib.suppress(FileNotFoundError):
             self._files.rm(self._at(key), recursive=True)
 
+    def folders(self) -> list[str]:
+        """The jobs of which anything is here."""
+        with _translated(), contextlib.suppress(FileNotFoundError):
+            return [str(name).rstrip("/").rpartition("/")[2] for name in self._files.ls(self._at(JOBS), detail=False)]
+        return []
+
     def _at(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}"
 
@@ -133,6 +140,10 @@ class AsyncMedia:
         """As :meth:`Media.delete`."""
         await self._run(DELETE_S, partial(self.sync.delete, key))
 
+    async def folders(self) -> list[str]:
+        """:meth:`Media.folders`."""
+        return await self._run(COPY_S, self.sync.folders)
+
     async def _run(self, within_s: float, call: Callable[[], T]) -> T:
         answer = asyncio.wrap_future(self._begin(call))
         try:
@@ -173,4 +184,4 @@ def result_key(job_id: str, attempt: int) -> str:
 
 def folder_key(job_id: str) -> str:
     """Where all that belongs to a job lies."""
-    return f"jobs/{job_id}"
+    return f"{JOBS}/{job_id}"

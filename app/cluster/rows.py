@@ -113,6 +113,15 @@ class SharedStore(Store):
             query = select(nodes.c.state).where(nodes.c.seen_at > since).order_by(nodes.c.id)
             return [Node.from_dict(state) for state in db.execute(query).scalars()]
 
+    def known(self, job_ids: list[str]) -> frozenset[str]:
+        """Those of which there is a row."""
+        found: set[str] = set()
+        with self.reading() as db:
+            for first in range(0, len(job_ids), 500):
+                query = select(jobs.c.id).where(jobs.c.id.in_(job_ids[first : first + 500]))
+                found.update(db.execute(query).scalars())
+        return frozenset(found)
+
     def delete(self, job_id: str) -> bool:
         """Forget a job, whatever its state, with its lease."""
         self.forget_lease(job_id)
