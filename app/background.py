@@ -19,6 +19,7 @@ from app.desk.desk import Desk
 from app.errors import NotFound, StenopoolError
 from app.intake import Source
 from app.jobs import Job, Status
+from app.rounds import happens
 from app.runs import Progress, Runs, result_path
 from app.settings import Settings
 from app.store import AsyncStore
@@ -223,12 +224,7 @@ class Background:
                 yield number, shown
             if job.status.final or changed is None or self._stopping:
                 return
-            waiting = asyncio.ensure_future(changed.wait())
-            try:
-                news, _ = await asyncio.wait({waiting}, timeout=HEARTBEAT_S)
-            finally:
-                waiting.cancel()
-            if not news:
+            if not await happens(changed, HEARTBEAT_S):
                 yield None
 
     async def list(self, owner: str, status: Status | None, limit: int, after: str | None) -> list[Job]:

@@ -21,6 +21,7 @@ from app.desk.desk import Desk
 from app.errors import QuotaExceeded
 from app.jobs import Status
 from app.keys import KeyRing
+from app.rounds import rounds
 from app.store import AsyncStore
 
 log = logging.getLogger("stenopool.feeder")
@@ -72,19 +73,8 @@ class Feeder:
             yield
 
     async def watch(self) -> None:
-        """Feed, for ever."""
-        while True:
-            try:
-                while await self.feed():
-                    pass
-            except Exception:  # the store may not answer now, or the disk be full; what waits is still there
-                log.exception("items of batches could not be put into the line")
-            waiting = asyncio.ensure_future(self._news.wait())
-            try:
-                await asyncio.wait({waiting}, timeout=LOOK_S)
-            finally:
-                waiting.cancel()
-            self._news.clear()
+        """Feed, for ever. The store may not answer now, or the disk be full; what waits is still there."""
+        await rounds(self.feed, self._news, LOOK_S, log, "items of batches could not be put into the line")
 
     async def feed(self) -> bool:
         """Put one item into the line, or find that a batch has none left; whether there was anything to do."""

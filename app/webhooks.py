@@ -23,6 +23,7 @@ from app.errors import InputError, StenopoolError
 from app.jobs import Job
 from app.media.net import post
 from app.media.urls import Policy, check_url, resolve
+from app.rounds import rounds
 from app.settings import Settings
 from app.store import AsyncStore
 
@@ -75,19 +76,8 @@ class Webhooks:
         self._news.set()
 
     async def watch(self) -> None:
-        """Deliver what is due, for ever."""
-        while True:
-            try:
-                while await self.look():
-                    pass
-            except Exception:  # the store may not answer now; what is due stays due
-                log.exception("webhooks could not be delivered")
-            waiting = asyncio.ensure_future(self._news.wait())
-            try:
-                await asyncio.wait({waiting}, timeout=LOOK_S)
-            finally:
-                waiting.cancel()
-            self._news.clear()
+        """Deliver what is due, for ever. The store may not answer now; what is due stays due."""
+        await rounds(self.look, self._news, LOOK_S, log, "webhooks could not be delivered")
 
     async def look(self) -> int:
         """One round; how many were due."""

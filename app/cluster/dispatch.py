@@ -87,8 +87,7 @@ class Dispatch(Runs):
     async def discard(self, job_id: str, kept: str = "") -> None:
         """Delete everything of a job but its result, here and there. What cannot be reached now goes with the row."""
         await super().discard(job_id, kept)
-        with contextlib.suppress(StenopoolError):
-            await self._media.delete(input_key(job_id) if kept else folder_key(job_id))
+        await self._forget_media(input_key(job_id) if kept else folder_key(job_id))
         if not kept:  # its row may be gone already, as those of a batch are
             with contextlib.suppress(StenopoolError):
                 await self._store.run(self._sync.forget_lease, job_id)
@@ -121,11 +120,11 @@ class Dispatch(Runs):
         finally:
             self._away.pop(job.id, None)
             if not job.background:
-                await asyncio.shield(self._forget_media(job.id))
+                await asyncio.shield(self._forget_media(folder_key(job.id)))
 
-    async def _forget_media(self, job_id: str) -> None:
+    async def _forget_media(self, key: str) -> None:
         with contextlib.suppress(StenopoolError):
-            await self._media.delete(folder_key(job_id))
+            await self._media.delete(key)
 
     async def _at_nodes(self, job: Job, where: dict[str, str], ticket: Ticket, progress: Progress | None) -> Sent:
         """Its turn, its way to a node, its end."""

@@ -10,13 +10,27 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "app").rglob("*.py")) + [path for path in [ROOT / "main.py"] if path.exists()]
 
-LEAVES = {"jobs", "work", "formats", "languages", "catalogue", "errors", "settings", "logs", "lock", "durable", "cgroups"}
+LEAVES = {
+    "jobs",
+    "work",
+    "formats",
+    "languages",
+    "catalogue",
+    "errors",
+    "settings",
+    "logs",
+    "lock",
+    "durable",
+    "rounds",
+    "cgroups",
+}
 ROOMS = {
     "errors": set(),
     "settings": {"cgroups"},
     "cgroups": set(),
     "logs": set(),
     "lock": {"errors"},
+    "rounds": set(),
     "durable": {"errors"},
     "jobs": set(),
     "work": {"jobs"},
