@@ -30,9 +30,11 @@ REFUSED = "http://localhost/talk.mp3"
 
 
 def put(settings: Settings, name: str = "a.wav", value: int = 7, content: bytes | None = None) -> str:
-    """A file in the media folder."""
+    """A file in the media folder; there at once and whole, since an item that runs may be reading one of that name."""
     settings.media_dir.mkdir(parents=True, exist_ok=True)
-    (settings.media_dir / name).write_bytes(wav(0.05, value) if content is None else content)
+    written = settings.media_dir / f".{name}.part"
+    written.write_bytes(wav(0.05, value) if content is None else content)
+    written.replace(settings.media_dir / name)
     return name
 
 
