@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.admission.ticket import Ticket
-from app.cluster.media import AsyncMedia, Media, folder_key, input_key, result_key
+from app.cluster.media import AsyncMedia, Media, earlier_results, folder_key, input_key, result_key
 from app.cluster.queue import Queue
 from app.cluster.rows import Sent, SharedStore
 from app.cluster.sweep import Sweep
@@ -87,7 +87,8 @@ class Dispatch(Runs):
     async def discard(self, job_id: str, kept: str = "") -> None:
         """Delete everything of a job but its result, here and there. What cannot be reached now goes with the row."""
         await super().discard(job_id, kept)
-        await self._forget_media(input_key(job_id) if kept else folder_key(job_id))
+        for key in [input_key(job_id), *earlier_results(job_id, kept)] if kept else [folder_key(job_id)]:
+            await self._forget_media(key)
         if not kept:  # its row may be gone already, as those of a batch are
             with contextlib.suppress(StenopoolError):
                 await self._store.run(self._sync.forget_lease, job_id)

@@ -182,6 +182,11 @@ def result_key(job_id: str, attempt: int) -> str:
     return f"{folder_key(job_id)}/result-{attempt}.json"
 
 
+def earlier_results(job_id: str, kept: str) -> list[str]:
+    """Where attempts before that of ``kept`` (its result's name) may have left theirs: a node that was killed in between."""
+    return [result_key(job_id, attempt) for attempt in range(1, int(kept.rpartition("-")[2].partition(".")[0]))]
+
+
 def folder_key(job_id: str) -> str:
     """Where all that belongs to a job lies."""
     return f"{JOBS}/{job_id}"

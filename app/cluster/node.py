@@ -60,11 +60,23 @@ class NodeRuns(Runs):
     async def _finish(self, job: Job, attempt: int, result: Path, measured: Measured) -> Path:
         key = result_key(job.id, attempt)
         await self._media.put(result, key)
-        finish = partial(self._sync.finish, job.id, attempt, Status.SUCCEEDED, worked_s=measured.seconds)
-        if not await insisting(self._store, finish, self._settings.lease_s):
-            await self._media.delete(key)
+        committing = asyncio.ensure_future(self._commit(job.id, attempt, key, measured.seconds))
+        try:
+            mine = await asyncio.shield(committing)
+        except asyncio.CancelledError:  # the lease is lost, or we stop: either way the row decides whether the result stays
+            await asyncio.wait({committing})
+            raise
+        if not mine:
             raise Cancelled("The job is not this machine's any more.")
         return result
+
+    async def _commit(self, job_id: str, attempt: int, key: str, worked_s: float) -> bool:
+        """Whether the row took the result; else it is deleted. Where the store does not answer, nobody knows, and it stays."""
+        finish = partial(self._sync.finish, job_id, attempt, Status.SUCCEEDED, worked_s=worked_s)
+        if await insisting(self._store, finish, self._settings.lease_s):
+            return True
+        await self._media.delete(key)
+        return False
 
 
 class WorkNode:

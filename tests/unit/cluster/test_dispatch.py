@@ -110,3 +110,12 @@ async def test_item_at_a_node_goes_on_after_a_restart_although_its_recording_is_
     found = rows(api).get(job.id)
     assert found is not None
     assert found.status is Status.RUNNING
+
+
+async def test_results_of_earlier_attempts_go_when_a_job_has_ended_well(api: Service, tmp_path: Path) -> None:
+    shared = tmp_path / "shared" / "jobs" / "a"
+    shared.mkdir(parents=True)
+    for name in ("input", "result-1.json", "result-2.json", "result-3.json"):
+        (shared / name).touch()
+    await api.background._runs.discard("a", "result-3.json")
+    assert [path.name for path in shared.iterdir()] == ["result-3.json"]
