@@ -28,6 +28,9 @@ from app.settings import Settings
 log = logging.getLogger("stenopool.http")
 
 PUBLIC = frozenset({"/health", "/ready", "/docs", "/openapi.json"})
+TUS_VERSION = "1.0.0"
+_OF_EVERY_ANSWER = {"uploads": {"tus-resumable": TUS_VERSION}}
+"""Headers by the first part of the path; also of those that no route gives."""
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _MAX_RETRY_AFTER_S = 120.0
 _LINGER_S = 2.0
@@ -49,7 +52,8 @@ class RequestMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if _SAFE_ID.fullmatch(given) else secrets.token_hex(8)
         state = scope.setdefault("state", {})
-        state["request_id"], state["unread"], state["headers"] = request_id, _has_body(Headers(scope=scope)), {}
+        state["request_id"], state["unread"] = request_id, _has_body(Headers(scope=scope))
+        state["headers"] = dict(_OF_EVERY_ANSWER.get(scope["path"].lstrip("/").partition("/")[0], {}))
         token = logs.request_id.set(request_id)
         try:
             await self._serve(scope, _watched(receive, state), send)

@@ -20,6 +20,7 @@ from fastapi.responses import Response
 from app.errors import Cancelled, InvalidUpload, MethodNotAllowed, TooLarge, UnsupportedVersion, WrongContentType
 from app.http import schemas
 from app.http.asking import upload_bytes
+from app.http.middleware import TUS_VERSION
 from app.media.download import SUFFIXES
 from app.uploads.part import ALGORITHMS, Checksum
 from app.uploads.turn import Read
@@ -27,7 +28,6 @@ from app.uploads.uploads import Upload, Uploads
 
 router = APIRouter(responses={"4XX": schemas.ERROR_SCHEMA, "5XX": schemas.ERROR_SCHEMA}, tags=["uploads"])
 
-VERSION = "1.0.0"
 EXTENSIONS = "creation,creation-with-upload,expiration,checksum,termination"
 CONTENT_TYPE = "application/offset+octet-stream"
 MAX_METADATA = 4096
@@ -45,8 +45,7 @@ def _headers(*names: str) -> dict[str, Any]:
 async def capabilities(request: Request) -> Response:
     """What of tus there is. ``creation-defer-length`` and ``concatenation`` are not."""
     headers = {
-        "Tus-Resumable": VERSION,
-        "Tus-Version": VERSION,
+        "Tus-Version": TUS_VERSION,
         "Tus-Extension": EXTENSIONS,
         "Tus-Max-Size": str(_uploads(request).max_bytes),
         "Tus-Checksum-Algorithm": ",".join(ALGORITHMS),
@@ -131,11 +130,10 @@ def _uploads(request: Request) -> Uploads:
 
 
 def _spoken(request: Request) -> Uploads:
-    """The uploads, if the client speaks our version; every answer says that we do, errors too."""
-    request.state.headers["tus-resumable"] = VERSION
-    if request.headers.get("tus-resumable") != VERSION:
-        request.state.headers["tus-version"] = VERSION
-        raise UnsupportedVersion(f"This server speaks tus {VERSION}.", param="Tus-Resumable")
+    """The uploads, if the client speaks our version."""
+    if request.headers.get("tus-resumable") != TUS_VERSION:
+        request.state.headers["tus-version"] = TUS_VERSION
+        raise UnsupportedVersion(f"This server speaks tus {TUS_VERSION}.", param="Tus-Resumable")
     return _uploads(request)
 
 

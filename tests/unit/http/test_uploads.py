@@ -187,6 +187,16 @@ async def test_other_versions_are_refused_with_the_one_that_is_spoken(direct: Li
             assert method == "HEAD" or shape(answer)["code"] == "unsupported_version"
 
 
+async def test_refusals_before_any_route_say_the_version_too(start: Start) -> None:
+    live = await start(direct=True, max_upload_mb=1)
+    stranger = await live.client.post("/uploads", headers={"X-API-Key": "nobody's", **TUS})
+    large = await live.client.post("/uploads", headers={**TUS, "Content-Length": "1000001"}, content=b"")
+    nowhere = await live.client.get("/uploads/a/b", headers=TUS)
+    assert [one.status_code for one in (stranger, large, nowhere)] == [401, 413, 404]
+    assert {one.headers.get("tus-resumable") for one in (stranger, large, nowhere)} == {"1.0.0"}
+    assert "tus-resumable" not in (await live.client.get("/nowhere")).headers
+
+
 async def test_another_keys_upload_looks_as_if_it_were_not_there(direct: Live) -> None:
     path = await begun(direct)
     for method in ("HEAD", "PATCH", "DELETE"):
