@@ -86,7 +86,8 @@ class WorkNode:
         self._settings, self._pool, self._desk, self._media = settings, pool, desk, AsyncMedia(media)
         self._sync, self._store = store, AsyncStore(store)
         self._runs = NodeRuns(settings, self._store, store, desk, self._media)
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}  # of jobs that have a place, or wait for one
+        self._free = asyncio.Semaphore(self.places)
         self._watching: list[asyncio.Task[None]] = []
         self._stopping = False
         self._lock: int | None = None
@@ -114,7 +115,10 @@ class WorkNode:
         self._watching = [asyncio.create_task(self._beats()), asyncio.create_task(self._sweeps())]
 
     async def offer(self, job_id: str) -> None:
-        """Run this job if it is to be had; when this returns it is somebody else's, or has ended."""
+        """Run this job once a place is free, if it is to be had then; when this returns it is somebody else's, or has ended.
+
+        Until then it is unclaimed, and any other node may have it. Celery's thread waits with it, and reads no more messages.
+        """
         if self._stopping or job_id in self._tasks:
             return
         task = self._tasks[job_id] = asyncio.create_task(self._take(job_id))
@@ -142,6 +146,14 @@ class WorkNode:
 
     async def _take(self, job_id: str) -> None:
         try:
+            async with self._free:  # messages and the sweep together bring more jobs than there are places
+                if not self._stopping:
+                    await self._claim_and_run(job_id)
+        finally:
+            del self._tasks[job_id]
+
+    async def _claim_and_run(self, job_id: str) -> None:
+        try:
             claimed = await self._store.run(self._sync.claim, job_id)
             if claimed is not None:
                 await self._run(*claimed)
@@ -154,7 +166,6 @@ class WorkNode:
             log.exception("a job was left to its lease", extra={"job_id": job_id})
         finally:
             self._sync.claims.pop(job_id, None)
-            del self._tasks[job_id]
 
     async def _run(self, job: Job, where: dict[str, str]) -> None:
         """Until the row says that it has ended, or it is somebody else's."""
@@ -209,7 +220,7 @@ class WorkNode:
             runners=desk.jobs.limits.parallel,
             room_bytes=max(0, desk.memory.budget - base - worker),
             most_bytes=desk.jobs.most_bytes,
-            running=len(self._tasks),
+            running=min(self.places, len(self._tasks)),
             ready=self._pool.ready,
             workers=self._pool.stats(),
         )
