@@ -27,7 +27,7 @@ def build_api(settings: Settings) -> Service:
     desk = Desk(settings, pool, Measurements(rows), elsewhere=pool.memory)
     pool.resized = desk.resize
     pool.see(())  # until nodes are heard of, nothing is too large
-    queue = Queue(settings.redis_url.get_secret_value())
+    queue = Queue(settings.redis_url.get_secret_value(), settings.lease_s)
     pool.on_close = queue.close
     runs = Dispatch(settings, store, rows, desk, Intake(settings, desk), _media(settings), queue)
     return Service(settings, store, pool, desk, runs)

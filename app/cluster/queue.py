@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +15,7 @@ log = logging.getLogger("stenopool.cluster")
 TASK = "stenopool.run"
 QUEUE = "stenopool"
 SOCKET_S = 5.0
+"""The deadline of everything that is asked of Redis: a connection, and each answer."""
 
 
 def celery_app(redis_url: str) -> Any:
@@ -31,6 +33,7 @@ def celery_app(redis_url: str) -> Any:
         worker_enable_remote_control=False,  # nobody stops a node through Redis
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_connection_timeout=0.8 * SOCKET_S,  # for one message, so one try where Redis is silent, three where it restarts
         broker_transport_options={
             "socket_timeout": SOCKET_S,
             "socket_connect_timeout": SOCKET_S,
@@ -42,17 +45,22 @@ def celery_app(redis_url: str) -> Any:
 
 
 class Queue:
-    """Sends ids, from one thread, so that a Redis that does not answer keeps nobody waiting."""
+    """Sends ids, from one thread, so that a Redis that does not answer keeps nobody waiting.
 
-    def __init__(self, redis_url: str) -> None:
-        self._app = celery_app(redis_url)
+    An id that could not be sent within ``useful_s`` seconds is dropped: by then nodes look for its job themselves.
+    """
+
+    def __init__(self, redis_url: str, useful_s: float) -> None:
+        self._app, self._useful_s = celery_app(redis_url), useful_s
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="queue")
 
     async def send(self, job_id: str) -> None:
         """Tell the nodes of a job, soon."""
-        asyncio.get_running_loop().run_in_executor(self._thread, self._send, job_id)
+        asyncio.get_running_loop().run_in_executor(self._thread, self._send, job_id, time.monotonic() + self._useful_s)
 
-    def _send(self, job_id: str) -> None:
+    def _send(self, job_id: str, until: float) -> None:
+        if time.monotonic() > until:  # else a slow Redis would get old news for ever, and the nodes with it
+            return
         try:
             self._app.send_task(TASK, [job_id], queue=QUEUE, retry=False)
         except Exception as error:  # of kombu, redis, or the socket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -71,6 +72,21 @@ class Redis:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay up, new ones are made, and nobody answers."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def pause(self, seconds: float) -> None:
+        """CLIENT PAUSE: it reads what is asked, and answers so much later."""
+        with redis.Redis(port=self.port) as client:
+            client.client_pause(int(1000 * seconds), all=True)
 
     def flush(self) -> None:
         """FLUSHALL."""

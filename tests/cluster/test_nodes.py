@@ -11,6 +11,7 @@ import psycopg
 import pytest
 import redis
 
+from app.cluster.queue import SOCKET_S
 from tests.cluster.machines import LEASE_S, Cluster
 from tests.cluster.servers import until
 from tests.fakes.server import wav
@@ -27,6 +28,15 @@ class Sent:
         """Hand in so many more."""
         for number in range(len(self.jobs), len(self.jobs) + count):
             self.jobs.append(self._here.submit(wav(0.1, value=number), command))
+
+    def more_while_redis_is_silent(self, count: int) -> None:
+        """The same; neither these callers nor those who ask after the server wait for Redis."""
+        for _ in range(count):
+            began = time.monotonic()
+            self.more(1, "sleep:0.1")
+            for path in ("/health", "/ready", "/capacity"):
+                assert self._here.client.get(path).status_code == 200
+            assert time.monotonic() - began < 0.8 * SOCKET_S
 
     def running(self) -> int:
         """How many run now."""
@@ -159,6 +169,41 @@ def test_nodes_die_freeze_and_lose_their_servers_and_every_job_ends_once_with_it
 
     sent.each_once()
     until(lambda: here.client.get("/capacity").json()["queue"]["running"] == 0, "nothing reserved")
+
+
+def test_redis_that_is_frozen_keeps_no_caller_waiting_and_no_node_from_ending_and_every_job_ends_once(here: Cluster) -> None:
+    _, leaving = here.have("n1", "n2")
+    sent = Sent(here)
+    here.redis.freeze()
+    try:
+        sent.more_while_redis_is_silent(4)
+        sent.all_end()
+        leaving.drain()
+        assert leaving.process.returncode == 0
+    finally:
+        here.redis.thaw()
+    sent.more(2, "sleep:0.1")
+    sent.all_end()
+    sent.each_once()
+    assert {here.status(job)["attempts"] for job in sent.jobs} == {1}
+    until(lambda: here.redis.waiting() == 0, "a node that reads messages")
+    assert here.client.get("/capacity").json()["queue"]["running"] == 0
+
+
+def test_redis_that_pauses_for_longer_than_its_deadline_keeps_no_caller_waiting_and_every_job_ends_once(here: Cluster) -> None:
+    here.have("n1")
+    sent = Sent(here)
+    began = time.monotonic()
+    here.redis.pause(1.2 * SOCKET_S)
+    sent.more_while_redis_is_silent(3)
+    sent.all_end()
+    here.redis.waiting()  # this answer is late
+    assert time.monotonic() - began >= 1.2 * SOCKET_S
+    sent.more(2, "sleep:0.1")
+    sent.all_end()
+    sent.each_once()
+    assert {here.status(job)["attempts"] for job in sent.jobs} == {1}
+    until(lambda: here.redis.waiting() == 0, "a node that reads messages")
 
 
 def test_redis_that_answers_with_errors_ends_no_node_and_is_used_again_when_it_works(here: Cluster) -> None:
