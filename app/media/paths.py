@@ -18,7 +18,7 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
-from app.durable import room
+from app.durable import room, shortage
 from app.errors import DiskFull, MediaNotFound
 from app.media.process import MB
 
@@ -131,7 +131,7 @@ def _open(root: Path, relative: str) -> int:
             held.append(os.open(folder, _DIRECTORY, dir_fd=held[-1]))
         file = os.open(name, _FILE, dir_fd=held[-1])
     except (OSError, ValueError) as error:
-        raise _missing() from error
+        raise shortage(error) or _missing() from error
     finally:
         for fd in held:
             os.close(fd)
