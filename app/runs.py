@@ -17,7 +17,7 @@ from app.errors import Cancelled, CapacityError, DiskFull, NotFound, OutOfMemory
 from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status, TranscribeOptions
 from app.media.decode import Decoded
-from app.media.paths import remove_tree
+from app.media.paths import discard_tree, remove_tree
 from app.pool.handle import Measured, WorkerDied
 from app.settings import Settings
 from app.store import AsyncStore
@@ -113,7 +113,7 @@ class Runs:
 
     async def discard(self, job_id: str, kept: str = "") -> None:
         """Delete everything of a job but the result file of that name."""
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id, kept)
+        await asyncio.to_thread(discard_tree, self._settings.jobs_dir / job_id, kept)
 
     # -- the run
 

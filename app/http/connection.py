@@ -83,7 +83,7 @@ class Connection(H11Protocol):
         if (ours := transport.get_extra_info("socket")) is not None:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if len(self.connections) > self.bounds.most and len(self.quiet) >= self.bounds.spare:
-            next(iter(self.quiet)).cut_off("there are too many connections")
+            next(iter(self.quiet)).cut_off("there are too many connections", logging.DEBUG)
         self._look_at_head(heard=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -163,9 +163,9 @@ class Connection(H11Protocol):
         else:
             self._look_later()
 
-    def cut_off(self, reason: str) -> None:
+    def cut_off(self, reason: str, level: int = logging.INFO) -> None:
         """End the connection at once; the kernel too shall keep nothing for the client."""
-        log.info("connection cut off: %s", reason, extra={"client": self.client})
+        log.log(level, "connection cut off: %s", reason, extra={"client": self.client})
         self._forget()
         if (ours := self.transport.get_extra_info("socket")) is not None and ours.fileno() != -1:
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

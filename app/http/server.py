@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import resource
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
 
 from app.http.connection import bounded
 from app.settings import Settings
 
-BACKLOG = 2048
+log = logging.getLogger("stenopool.http")
+
 ACCEPTS = 32
-"""Connections that are accepted in one turn of the event loop.
-
-asyncio takes the backlog for this number, and where descriptors run out it fails, logs and plans a retry as often, once a
-second: with a backlog of 2048 the loop does nothing else any more (https://github.com/python/cpython/issues/151615).
-"""
-
 MOST_FILES = 65_536
 
 
@@ -36,6 +35,50 @@ def raise_file_limit() -> int:
     return MOST_FILES if soft == resource.RLIM_INFINITY else soft
 
 
+class Listener(socket.socket):
+    """A listening socket that ends a turn of asyncio's accepting after ``ACCEPTS`` connections, or one failure.
+
+    asyncio goes on as many times as the backlog is long. Where descriptors run out each of these fails, is logged and plans
+    another try in a second, and those multiply until the loop does nothing else
+    (https://github.com/python/cpython/issues/151615). Before that, nobody can be cut off to make room.
+    """
+
+    _taken = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection."""
+        if self._taken >= ACCEPTS:
+            self._taken = 0
+            raise BlockingIOError
+        try:
+            self._taken += 1
+            return super().accept()
+        except BlockingIOError:
+            self._taken = 0
+            raise
+        except OSError:
+            self._taken = ACCEPTS
+            raise
+
+
+def listeners(host: str, port: int) -> list[socket.socket]:
+    """One for each address of ``host``.
+
+    Raises:
+        OSError: there is no such address, or the port is taken.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    opened: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        one = Listener(family, kind, protocol)
+        opened.append(one)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    return opened
+
+
 class Server(uvicorn.Server):
     """Serves ``app`` by ``settings``; ``on_signal`` is called at SIGTERM or SIGINT, from the signal's handler."""
 
@@ -48,7 +91,6 @@ class Server(uvicorn.Server):
             http=bounded(settings, raise_file_limit()),
             ws="none",
             lifespan="on",
-            backlog=ACCEPTS,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -57,12 +99,15 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn does, but the kernel keeps ``BACKLOG`` connections until they are accepted."""
-        await super().startup(sockets)
-        for server in self.servers if self.started else ():
-            for listener in server.sockets:
-                with socket.fromfd(listener.fileno(), listener.family, listener.type) as again:
-                    again.listen(BACKLOG)
+        """Listen on these sockets, or on the address of the settings."""
+        try:
+            ours = sockets or listeners(self.config.host, self.config.port)
+        except OSError as error:
+            log.error("cannot listen on %s port %s: %s", self.config.host, self.config.port, error.strerror)
+            sys.exit(STARTUP_FAILURE)
+        await super().startup(ours)
+        if self.started:
+            log.info("listening", extra={"addresses": [one.getsockname()[:2] for one in ours]})
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Tells of the signal at once, not only when the last connection is closed."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from starlette.types import ASGIApp
 from app.admission.ticket import Phase
 from app.build import build_service
 from app.http.app import create_app
-from app.http.server import Server
+from app.http.server import Server, listeners
 from app.service import Service
 from app.settings import Settings
 
@@ -147,7 +146,7 @@ def held(service: Service) -> dict[str, Any]:
 async def serving(settings: Settings, build: Build) -> AsyncIterator[Live]:
     """uvicorn on a free port."""
     app = create_app(settings, build=build)
-    listener = socket.create_server(("127.0.0.1", 0))
+    (listener,) = listeners("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = Server(app, settings)
     server.config.timeout_graceful_shutdown = 3
