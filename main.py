@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,11 +11,11 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Serve until a signal; returns the exit code."""
-    import uvicorn
     from setproctitle import setproctitle
 
     from app import logs, welcome
     from app.http.app import create_app
+    from app.http.server import Server
     from app.settings import Settings
 
     settings = Settings()
@@ -28,25 +27,11 @@ def main() -> int:
     setproctitle("stenopool api")
     services: list[Service] = []
 
-    class Server(uvicorn.Server):
-        """Tells the service at the signal, not only when the last connection is closed."""
+    def drain() -> None:
+        for service in services:
+            service.drain_soon()
 
-        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            """SIGTERM or SIGINT."""
-            for service in services:
-                service.drain_soon()
-            super().handle_exit(sig, frame)
-
-    config = uvicorn.Config(
-        create_app(settings, started=services.append),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(settings.shutdown_grace_s),
-    )
-    Server(config).run()
+    Server(create_app(settings, started=services.append), settings, drain).run()
     return 0
 
 

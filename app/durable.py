@@ -1,4 +1,4 @@
-"""What survives a power cut, and what a full disk does to it."""
+"""What survives a power cut, and what it does to us where the machine runs out of disk, descriptors or processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.errors import DiskFull
+from app.errors import CapacityError, DiskFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_USED_UP = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 def sync(path: Path) -> None:
@@ -40,18 +41,29 @@ def is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
+def shortage(error: BaseException) -> CapacityError | None:
+    """The error to answer with where ``error`` means that the machine has run out of something that comes back; else None."""
+    if is_full(error):
+        return DiskFull("The server ran out of disk space.")
+    no_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    if no_thread or (isinstance(error, OSError) and error.errno in _USED_UP):
+        return CapacityError("The server has no open files, processes or threads left for this.")
+    return None
+
+
 @contextmanager
 def room() -> Iterator[None]:
-    """What needs room on the disk.
+    """What needs room on the disk, an open file, a process or a thread.
 
     Raises:
-        DiskFull: there is none. Other errors stay what they are.
+        DiskFull: there is no room.
+        CapacityError: there are none left of the others. Other errors stay what they are.
     """
     try:
         yield
-    except OSError as error:
-        if is_full(error):
-            raise DiskFull("The server ran out of disk space.") from error
+    except (OSError, RuntimeError) as error:
+        if (short := shortage(error)) is not None:
+            raise short from error
         raise
 
 

@@ -11,13 +11,14 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.batches_store import BatchRows
+from app.media.paths import discard_late
 from app.media.process import MB
 from app.settings import Settings
 from app.store import AsyncStore
 
 log = logging.getLogger("stenopool.retention")
 
-EVERY_S = 60.0
+EVERY_S, SOON_S = 60.0, 1.0
 
 
 class Retention:
@@ -45,7 +46,10 @@ class Retention:
                 await self.look()
             except Exception:  # one failure must not end all sweeping
                 log.exception("ended jobs could not be swept")
-            await asyncio.sleep(EVERY_S)
+            for _ in range(round(EVERY_S / SOON_S)):
+                await asyncio.sleep(SOON_S)
+                with contextlib.suppress(RuntimeError):  # there is still no thread for it
+                    await asyncio.to_thread(discard_late)
 
     async def look(self) -> None:
         """Forget what is too old, then the oldest results while all of them are too large; and batches that have no item left.

@@ -17,7 +17,7 @@ from app.errors import Cancelled, CapacityError, DiskFull, NotFound, OutOfMemory
 from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status, TranscribeOptions
 from app.media.decode import Decoded
-from app.media.paths import remove_tree
+from app.media.paths import discard_tree, remove_tree
 from app.pool.handle import Measured, WorkerDied
 from app.settings import Settings
 from app.store import AsyncStore
@@ -26,7 +26,7 @@ from app.work import Task
 Progress = Callable[[str, float], None]
 
 TRANSIENT = (CapacityError, DiskFull)
-"""The store does not answer, or the disk is full: neither is the job's fault, and both may be over in a moment."""
+"""The store does not answer, the disk is full, or there are no descriptors or processes: not the job's fault, and soon over."""
 
 
 def result_path(folder: Path, attempt: int) -> Path:
@@ -61,10 +61,10 @@ class Runs:
             with room():
                 input_file = await self._intake.fetch(job.owner, folder, source)
                 decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
-            await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
-            self.settle(ticket, job.options, decoded.duration_s)
-            self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
-            return await self._attempts(job, folder, decoded, ticket, progress)
+                await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
+                self.settle(ticket, job.options, decoded.duration_s)
+                self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
+                return await self._attempts(job, folder, decoded, ticket, progress)
         except StenopoolError as error:
             if not (job.background and type(error) in TRANSIENT):
                 await asyncio.shield(self._store.run(self._store.sync.fail, job.id, error))
@@ -113,7 +113,7 @@ class Runs:
 
     async def discard(self, job_id: str, kept: str = "") -> None:
         """Delete everything of a job but the result file of that name."""
-        await asyncio.to_thread(remove_tree, self._settings.jobs_dir / job_id, kept)
+        await asyncio.to_thread(discard_tree, self._settings.jobs_dir / job_id, kept)
 
     # -- the run
 

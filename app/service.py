@@ -31,7 +31,7 @@ from app.jobs import Job, Status, TranscribeOptions, new_id
 from app.lock import claim
 from app.media.download import Downloaded
 from app.media.extract import Extracted, ExtractOptions, extract
-from app.media.paths import free_bytes, remove_tree
+from app.media.paths import discard_tree, free_bytes, remove_tree
 from app.media.process import MB
 from app.pool.interface import AnyPool
 from app.retention import Retention
@@ -164,7 +164,7 @@ class Service:
             yield path
         finally:
             if ticket is None or not ticket.stays:
-                await asyncio.shield(asyncio.to_thread(remove_tree, path))
+                await asyncio.shield(asyncio.to_thread(discard_tree, path))
 
     async def transcribe(
         self,

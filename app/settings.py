@@ -45,6 +45,16 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = _own("LOG_LEVEL", "info", "Least level that is logged.")
     shutdown_grace_s: float = _own("SHUTDOWN_GRACE_S", 25.0, "Seconds that running work may take after SIGTERM.", ge=0)
 
+    # -- connections
+    max_connections: int = _own(
+        "MAX_CONNECTIONS", 0, "Connections at once. 0: half of the open files that the process may have, 8192 at most.", ge=0
+    )
+    header_timeout_s: float = _own("HEADER_TIMEOUT_S", 20.0, "Seconds that the headers of a request may take before 408.", gt=0)
+    send_idle_timeout_s: float = _own(
+        "SEND_IDLE_TIMEOUT_S", 60.0, "Seconds without progress of an answer that the client does not read.", gt=0
+    )
+    send_timeout_s: float = _own("SEND_TIMEOUT_S", 3600.0, "Seconds that the client may take to read one answer.", gt=0)
+
     # -- places on disk
     data_dir: Path = _own("DATA_DIR", Path("data"), "Folder for everything the server writes.")
     media_path: Path | None = _own("MEDIA_DIR", None, "Folder that audio_file= is relative to. Default: DATA_DIR/media.")

@@ -12,6 +12,7 @@
     │   ├── NotFound                     404  not_found
     │   ├── MethodNotAllowed             405  method_not_allowed
     │   ├── BodyTimeout                  408  body_timeout
+    │   ├── HeaderTimeout                408  header_timeout
     │   ├── TooLarge                     413  too_large
     │   ├── TooLong                      413  too_long
     │   ├── NeverFits                    413  never_fits
@@ -66,6 +67,7 @@ from app.errors.input import (
     BodyTimeout,
     ChecksumMismatch,
     DownloadFailed,
+    HeaderTimeout,
     InputError,
     InvalidUpload,
     MediaNotFound,
@@ -96,6 +98,7 @@ __all__ = [
     "DeadlineUnreachable",
     "DiskFull",
     "DownloadFailed",
+    "HeaderTimeout",
     "InputError",
     "Interrupted",
     "InvalidUpload",

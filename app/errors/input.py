@@ -75,6 +75,15 @@ class BodyTimeout(InputError):
     default_hint = "Send the body faster."
 
 
+class HeaderTimeout(InputError):
+    """The headers came too slowly."""
+
+    code = "header_timeout"
+    status = 408
+    retryable = True
+    default_hint = "Send the whole request at once."
+
+
 class TooLarge(InputError):
     """More bytes than the server accepts."""
 

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from app.build import build_service
-from app.durable import is_full
-from app.errors import DiskFull, InputError, MethodNotAllowed, NotFound, StenopoolError
+from app.durable import shortage
+from app.errors import InputError, MethodNotAllowed, NotFound, StenopoolError
 from app.http import batches, capacity, jobs, routes, uploads
 from app.http.middleware import AuthMiddleware, BodyMiddleware, ErrorResponse, RequestMiddleware
 from app.keys import Key, KeyRing
@@ -81,4 +81,4 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 async def _answer_unknown(request: Request, error: Exception) -> Response:
     """What nobody caught; it is raised again afterwards, and logged by :class:`RequestMiddleware`."""
-    return ErrorResponse(DiskFull("The server ran out of disk space.") if is_full(error) else StenopoolError())
+    return ErrorResponse(shortage(error) or StenopoolError())

@@ -145,7 +145,8 @@ class FileSink:
         """Make the file."""
         if self._file is not None:
             raise InputError("The form holds more than one file.", param="file")
-        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  (closed by close())
+        with room():
+            self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  (closed by close())
 
     def feed(self, data: bytes) -> None:
         """Keep bytes for the next :meth:`flush`."""

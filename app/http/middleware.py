@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
+from app.durable import shortage
 from app.errors import AuthError, BodyTimeout, StenopoolError, TooLarge, UnsupportedEncoding
 from app.keys import Key
 from app.settings import Settings
@@ -79,10 +80,10 @@ class RequestMiddleware:
         except StenopoolError as error:
             if not status:
                 await ErrorResponse(error)(scope, receive, counted)
-        except Exception:
+        except Exception as error:
             log.exception("unhandled error")
             if not status:
-                await ErrorResponse(StenopoolError())(scope, receive, counted)
+                await ErrorResponse(shortage(error) or StenopoolError())(scope, receive, counted)
         finally:
             seconds = round(time.monotonic() - began, 4)
             log.info("request", extra={"method": scope["method"], "path": scope["path"], "status": status, "seconds": seconds})

@@ -4,7 +4,8 @@ Not imported by the service and free of its imports, so that it starts in about 
 and forks once:
 
 * the child sets the resource limits, takes ``/dev/null`` as stdin and becomes the program;
-* this process waits for it and reports its exit code on ``STATUS_FD`` (128 + n where signal n ended it), then kills
+* this process waits for it and reports its exit code on ``STATUS_FD`` (128 + n where signal n ended it; "no process"
+  where it could not fork), then kills
   what is left of the process group, itself included, so that no grandchild outlives the program.
 
 stdin is a lifeline: nobody writes to it, and its end means that the server is done with the child or is dead (SIGKILL
@@ -36,7 +37,11 @@ def main() -> None:
         os.set_blocking(fd, False)
     signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError:  # as many processes as there may be; nobody shall think that the program failed on its input
+        os.write(status_fd, b"no process\n")
+        return
     if child == 0:
         _become(program, limits)
     code = _wait(child, woken)

@@ -18,7 +18,7 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
-from app.durable import room
+from app.durable import room, shortage
 from app.errors import DiskFull, MediaNotFound
 from app.media.process import MB
 
@@ -91,6 +91,29 @@ def remove_tree(folder: Path, keep: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
+_late: dict[Path, str] = {}
+
+
+def discard_tree(folder: Path, keep: str = "") -> None:
+    """:func:`remove_tree` of what nobody will use again. Where no file can be opened, it goes later (:func:`discard_late`)."""
+    try:
+        remove_tree(folder, keep)
+        gone = bool(keep) or not folder.exists()
+    except OSError as error:
+        if shortage(error) is None:
+            raise
+        gone = False
+    if not gone:
+        _late[folder] = keep
+
+
+def discard_late() -> None:
+    """Try again what could not be deleted, now that files may be opened again."""
+    for folder, keep in list(_late.items()):
+        del _late[folder]
+        discard_tree(folder, keep)
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written to the disk of ``folder``."""
     return shutil.disk_usage(folder).free
@@ -131,7 +154,7 @@ def _open(root: Path, relative: str) -> int:
             held.append(os.open(folder, _DIRECTORY, dir_fd=held[-1]))
         file = os.open(name, _FILE, dir_fd=held[-1])
     except (OSError, ValueError) as error:
-        raise _missing() from error
+        raise shortage(error) or _missing() from error
     finally:
         for fd in held:
             os.close(fd)

@@ -19,10 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.durable import room, shortage
+from app.errors import CapacityError
+
 _LAUNCHER = str(Path(__file__).with_name("_exec.py"))
 _KEEP_HEAD = 48 * 1024
 _KEEP_TAIL = 16 * 1024
 _KEEP_OUT = 1024 * 1024
+_NO_PROCESS = b"no process\n"
 _POLL_S = 0.25
 _END_S = 1.0
 _PATH = "/usr/local/bin:/usr/bin:/bin"
@@ -140,9 +144,11 @@ async def run(
         ChildTimeout: the deadline passed.
         ChildStopped: ``watch`` ended the child.
         ChildFailed: it could not start, or something else killed it.
+        CapacityError: there is no descriptor or process left for it.
     """
     loop = asyncio.get_running_loop()
-    status, status_end = os.pipe()
+    with room():
+        status, status_end = os.pipe()
     command = [sys.executable, "-I", "-S", _LAUNCHER, str(status_end), limits.encoded(), "--", *map(str, argv)]
     try:
         transport, child = await loop.subprocess_exec(
@@ -154,7 +160,7 @@ async def run(
         )
     except OSError as error:
         os.close(status)
-        raise ChildFailed(f"could not start: {type(error).__name__}") from error
+        raise shortage(error) or ChildFailed(f"could not start: {type(error).__name__}") from error
     except BaseException:  # cancelled while it started
         os.close(status)
         raise
@@ -196,6 +202,8 @@ def _finished(child: _Child, status: int) -> Finished:
         code = b""
     if not code.strip():
         raise ChildFailed("the launcher was killed", child.err.text())
+    if code == _NO_PROCESS:
+        raise CapacityError("The server has no process left for this.")
     return Finished(int(code), child.err.text(), child.out.head())
 
 

@@ -48,7 +48,7 @@ class Child:
         assert process.pid is not None
         self.pid: int = process.pid
         self._identity: psutil.Process | None = None
-        with contextlib.suppress(psutil.Error):  # gone already
+        with contextlib.suppress(psutil.Error, OSError):  # gone already, or no file can be opened
             self._identity = psutil.Process(self.pid)
 
     @property
@@ -56,12 +56,15 @@ class Child:
         """Whether the process runs; false once it has been reaped.
 
         Asked of the system (pid and start time), because ``Process.is_alive`` takes a worker for dead whose forkserver died.
+        Where no file can be opened to find out, one that has not been reaped is taken for alive, so that it is killed.
         """
         try:
             here = self._identity is not None and self._identity.is_running()
             return here and not self._reaped and self._identity.status() != psutil.STATUS_ZOMBIE  # type: ignore[union-attr]
         except psutil.Error:
             return False
+        except OSError:
+            return not self._reaped
 
     def kill(self) -> None:
         """SIGKILL the worker and whatever it started."""
@@ -74,10 +77,12 @@ class Child:
         """Close the pipe, wait for the end (killing where it is late), free its descriptors, return the exit code."""
         self.writer.close()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, self.process.join, timeout_s)
+        with contextlib.suppress(RuntimeError):  # no thread can be started
+            await loop.run_in_executor(self._threads, self.process.join, timeout_s)
         if self.alive:
             self.kill()
-            await loop.run_in_executor(self._threads, self._wait, timeout_s)
+            with contextlib.suppress(RuntimeError):
+                await loop.run_in_executor(self._threads, self._wait, timeout_s)
         code = self.process.exitcode
         if code is not None:
             self._reaped = True
@@ -86,7 +91,7 @@ class Child:
 
     def _wait(self, timeout_s: float) -> None:
         self.process.join(timeout_s)
-        with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error, OSError):
             if self._identity is not None and self.alive:
                 self._identity.wait(timeout_s)
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app import logs
-from app.errors import Cancelled, ModelUnavailable, NotReady, StenopoolError, WorkerLost, by_code
+from app.errors import Cancelled, CapacityError, ModelUnavailable, NotReady, StenopoolError, WorkerLost, by_code
 from app.pool.handle import Handle, State
 from app.pool.lane import Desk, Lane, PoolLimits
 from app.pool.residency import Residency
@@ -205,7 +205,7 @@ class Pool:
             watchdog = asyncio.create_task(self._watch(lane, handle))
             await handle.listen(self._now)
             error = _setup_error(handle)
-        except Exception:  # OSError, EOFError (the forkserver is gone), RuntimeError (no thread can be started) ...
+        except Exception:  # OSError, EOFError (the forkserver is gone), RuntimeError (no thread) ...
             log.exception("a worker could not be started", extra={"model": lane.setup.model})
         finally:
             if handle is None:
@@ -233,7 +233,8 @@ class Pool:
         if handle is None or not handle.device:
             lane.setup_deaths += 1
         if error is None and lane.setup_deaths >= MAX_SETUP_DEATHS:
-            error = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
+            lost = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
+            error = lost if handle else CapacityError("No worker can be started now.")  # not for good: nobody is to blame
         if error is not None and not any(worker.state is State.READY for worker in lane.workers):
             lane.failure, lane.wanted = error, False
             self.desk.failed(lane.setup.model, error)

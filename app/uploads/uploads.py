@@ -28,7 +28,7 @@ from app.errors import (
 )
 from app.intake import Intake
 from app.jobs import new_id
-from app.media.paths import free_bytes, remove_tree
+from app.media.paths import discard_tree, free_bytes
 from app.media.process import MB
 from app.settings import Settings
 from app.uploads import folder
@@ -108,7 +108,7 @@ class Uploads:
         """Delete what has expired; of a finished upload only the record, not the file in the media folder."""
         for upload in [one for one in self._all.values() if self._expired(one)]:
             del self._all[upload.id]
-            await asyncio.to_thread(remove_tree, self._folder(upload))
+            await asyncio.to_thread(discard_tree, self._folder(upload))
 
     def drain(self) -> None:
         """The server stops: whoever sends bytes is told to come back, and what came is kept."""
@@ -271,7 +271,7 @@ class Uploads:
     def _delete(self, upload: Upload) -> None:
         if upload.info.audio_file is not None:
             (self._settings.media_dir / upload.info.audio_file).unlink(missing_ok=True)
-        remove_tree(self._folder(upload))
+        discard_tree(self._folder(upload))
 
     def _expired(self, upload: Upload) -> bool:
         return upload.turn is None and upload.ends_at <= self._now()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import wave
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.admission.ticket import Phase
 from app.build import build_service
 from app.http.app import create_app
+from app.http.server import Server, listeners
 from app.service import Service
 from app.settings import Settings
 
@@ -85,6 +84,7 @@ class Live:
     client: httpx.AsyncClient
     port: int = 0
     opened: list[asyncio.StreamWriter] = field(default_factory=list)
+    server: Server | None = None
 
     @property
     def service(self) -> Service:
@@ -146,16 +146,16 @@ def held(service: Service) -> dict[str, Any]:
 async def serving(settings: Settings, build: Build) -> AsyncIterator[Live]:
     """uvicorn on a free port."""
     app = create_app(settings, build=build)
-    listener = socket.create_server(("127.0.0.1", 0))
+    (listener,) = listeners("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3)
-    server = uvicorn.Server(config)
+    server = Server(app, settings)
+    server.config.timeout_graceful_shutdown = 3
     task = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         assert not task.done(), task.exception()
         await asyncio.sleep(0.005)
     client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=30, trust_env=False)
-    live = Live(app, settings, client, port)
+    live = Live(app, settings, client, port, server=server)
     try:
         yield live
     finally:

@@ -53,10 +53,12 @@ class Process:
 
 
 @contextmanager
-def started(folder: Path, group: Path | None = None, ready: str = "/ready", **settings: str) -> Iterator[Process]:
+def started(
+    folder: Path, group: Path | None = None, ready: str = "/ready", files: int | None = None, **settings: str
+) -> Iterator[Process]:
     """A server with its data in ``folder``, which may hold that of an earlier one, once ``ready`` answers 200.
 
-    ``group``: the control group that it shall live in.
+    ``group``: the control group that it shall live in. ``files``: how many it may have open.
     """
     port = free_port()
     own = {
@@ -74,6 +76,8 @@ def started(folder: Path, group: Path | None = None, ready: str = "/ready", **se
         command = [sys.executable, "-m", "tests.faults.serve"]
         if group is not None:  # before anything is allocated
             command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', str(group / "cgroup.procs"), *command]
+        if files is not None:
+            command = ["sh", "-c", f'ulimit -n {files} && exec "$0" "$@"', *command]
         process = subprocess.Popen(command, cwd=ROOT, env={**inherited, **own, **settings}, stdout=log, stderr=log)
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"X-API-Key": KEY}, timeout=30, trust_env=False)
     try:

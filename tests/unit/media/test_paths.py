@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from pathlib import Path
 
 import pytest
 
 from app.errors import DiskFull, MediaNotFound
-from app.media.paths import copy_inside, new_name, open_inside, require_disk, resolve_inside, safe_title
+from app.media.paths import (
+    copy_inside,
+    discard_late,
+    discard_tree,
+    new_name,
+    open_inside,
+    require_disk,
+    resolve_inside,
+    safe_title,
+)
 
 
 @pytest.fixture
@@ -192,3 +202,21 @@ def test_odd_suffixes_are_dropped(suffix: str) -> None:
 )
 def test_titles_become_harmless(title: str | None, shown: str) -> None:
     assert safe_title(title) == shown
+
+
+@pytest.mark.parametrize("keep", ["", "result"])
+def test_folder_that_cannot_be_deleted_for_lack_of_descriptors_goes_later(tmp_path: Path, keep: str) -> None:
+    folder = tmp_path / "job"
+    folder.mkdir()
+    for name in ("upload", "result"):
+        (folder / name).touch()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        discard_tree(folder, keep)
+        discard_late()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(list(folder.iterdir())) == 2
+    discard_late()
+    assert [path.name for path in tmp_path.rglob("*")] == (["job", "result"] if keep else [])

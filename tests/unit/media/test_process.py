@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from app.errors import CapacityError
+from app.media import process
 from app.media.process import ChildFailed, ChildStopped, ChildTimeout, Finished, Limits, run
 
 MB = 1024 * 1024
@@ -51,6 +54,29 @@ async def test_output_and_exit_code_come_back(tmp_path: Path) -> None:
 
 async def test_signal_is_reported_as_128_plus_n(tmp_path: Path) -> None:
     assert (await shell("kill -SEGV $$", tmp_path)).returncode == 128 + signal.SIGSEGV
+
+
+async def test_launcher_that_cannot_fork_is_a_lack_of_processes_and_not_the_inputs_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = tmp_path / "launcher.py"
+    launcher.write_text(
+        "import os\ndef fork():\n    raise BlockingIOError(11, 'no process')\nos.fork = fork\n"
+        f"exec(compile(open({process._LAUNCHER!r}).read(), 'launcher', 'exec'))\n"
+    )
+    monkeypatch.setattr(process, "_LAUNCHER", str(launcher))
+    with pytest.raises(CapacityError):
+        await shell("echo out", tmp_path)
+
+
+async def test_no_descriptor_for_a_child_is_a_lack_of_descriptors(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        with pytest.raises(CapacityError):
+            await shell("echo out", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_missing_program_is_127_and_never_an_exception(tmp_path: Path) -> None:

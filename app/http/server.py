@@ -1,0 +1,115 @@
+"""uvicorn as it is run here: with our own connections (:mod:`app.http.connection`), and a bound on what it takes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import socket
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+
+from app.http.connection import bounded
+from app.settings import Settings
+
+log = logging.getLogger("stenopool.http")
+
+ACCEPTS = 32
+MOST_FILES = 65_536
+
+
+def raise_file_limit() -> int:
+    """Allow this process as many open files as it may have, up to ``MOST_FILES``; how many that is."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return MOST_FILES if soft == resource.RLIM_INFINITY else soft
+
+
+class Listener(socket.socket):
+    """A listening socket that ends a turn of asyncio's accepting after ``ACCEPTS`` connections, or one failure.
+
+    asyncio goes on as many times as the backlog is long. Where descriptors run out each of these fails, is logged and plans
+    another try in a second, and those multiply until the loop does nothing else
+    (https://github.com/python/cpython/issues/151615). Before that, nobody can be cut off to make room.
+    """
+
+    _taken = 0
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """The next connection."""
+        if self._taken >= ACCEPTS:
+            self._taken = 0
+            raise BlockingIOError
+        try:
+            self._taken += 1
+            return super().accept()
+        except BlockingIOError:
+            self._taken = 0
+            raise
+        except OSError:
+            self._taken = ACCEPTS
+            raise
+
+
+def listeners(host: str, port: int) -> list[socket.socket]:
+    """One for each address of ``host``.
+
+    Raises:
+        OSError: there is no such address, or the port is taken.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    opened: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        one = Listener(family, kind, protocol)
+        opened.append(one)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+    return opened
+
+
+class Server(uvicorn.Server):
+    """Serves ``app`` by ``settings``; ``on_signal`` is called at SIGTERM or SIGINT, from the signal's handler."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, on_signal: Callable[[], None] = lambda: None) -> None:
+        self._on_signal = on_signal
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            http=bounded(settings, raise_file_limit()),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on these sockets, or on the address of the settings."""
+        try:
+            ours = sockets or listeners(self.config.host, self.config.port)
+        except OSError as error:
+            log.error("cannot listen on %s port %s: %s", self.config.host, self.config.port, error.strerror)
+            sys.exit(STARTUP_FAILURE)
+        await super().startup(ours)
+        if self.started:
+            log.info("listening", extra={"addresses": [one.getsockname()[:2] for one in ours]})
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Tells of the signal at once, not only when the last connection is closed."""
+        self._on_signal()
+        super().handle_exit(sig, frame)
