@@ -4,6 +4,7 @@
 
     StenopoolError                       500  internal
     ├── InputError                       422  invalid_request      the caller must change the request
+    │   ├── NotHttp                      400  not_http
     │   ├── UnknownModel                 422  unknown_model
     │   ├── NotMedia                     422  not_media
     │   ├── UrlRefused                   422  url_refused
@@ -74,6 +75,7 @@ from app.errors.input import (
     MethodNotAllowed,
     NeverFits,
     NotFound,
+    NotHttp,
     NotMedia,
     OffsetMismatch,
     TooLarge,
@@ -108,6 +110,7 @@ __all__ = [
     "ModelUnavailable",
     "NeverFits",
     "NotFound",
+    "NotHttp",
     "NotMedia",
     "NotReady",
     "OffsetMismatch",

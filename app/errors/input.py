@@ -14,6 +14,13 @@ class InputError(StenopoolError):
     default_hint = "Correct the request and send it again."
 
 
+class NotHttp(InputError):
+    """What came over the connection is no HTTP request."""
+
+    code = "not_http"
+    status = 400
+
+
 class UnknownModel(InputError):
     """The model name is not on the allow-list."""
 

@@ -8,11 +8,14 @@ connections as there are descriptors, whereupon nothing in the process can open 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import secrets
 import socket
 import struct
+import termios
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +23,7 @@ import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.errors import CapacityError, HeaderTimeout, StenopoolError
+from app.errors import CapacityError, HeaderTimeout, NotHttp, StenopoolError
 from app.http.middleware import RequestMiddleware, error_headers
 from app.settings import Settings
 
@@ -130,23 +133,36 @@ class Connection(H11Protocol):
         else:
             self.cut_off("it sends no request")
 
+    def send_400_response(self, msg: str) -> None:
+        """What came is no HTTP. uvicorn answers with plain text, and fails where an answer has begun."""
+        error = NotHttp("This is not a valid HTTP request.")
+        if self.conn.our_state is h11.IDLE:
+            self._refuse(error)
+            return
+        if self.conn.our_state is h11.SEND_RESPONSE:  # the body that a request waits for is not valid
+            self._write(error)
+        self.transport.close()
+
     def _refuse(self, error: StenopoolError) -> None:
         """Answer to what is no request yet, and listen no more. It is closed a little later: else the answer could be lost."""
+        self._write(error)
+        self.transport.write_eof()
+        self._deaf = True
+        self._head.start(self.loop, _LINGER_S, lambda: self.cut_off("it was answered and goes on sending"))
+
+    def _write(self, error: StenopoolError) -> None:
         body = json.dumps(error.to_wire(secrets.token_hex(8))).encode()
         named = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close"}
         headers = list((named | error_headers(error)).items())
         for event in (h11.Response(status_code=error.status, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
-        self.transport.write_eof()
-        self._deaf = True
-        self._head.start(self.loop, _LINGER_S, lambda: self.cut_off("it was answered and goes on sending"))
 
     # -- answers
 
     def pause_writing(self) -> None:
         """The kernel's buffer is full: the client reads more slowly than we write, or not at all."""
         super().pause_writing()
-        self._left, self._moved_at = self.transport.get_write_buffer_size(), self.loop.time()
+        self._left, self._moved_at = self._unread(), self.loop.time()
         self._late_at = self._moved_at + self.bounds.total_s
         self._look_later()
 
@@ -156,11 +172,23 @@ class Connection(H11Protocol):
         super().resume_writing()
         self._look_at_head(heard=False)
 
+    def _unread(self) -> int:
+        """Bytes that the client's machine has not taken yet.
+
+        With what the kernel keeps, where it tells (Linux): it takes more from us only when a third of its buffer is free, and
+        by that alone a client that reads little by little would look as if it read nothing.
+        """
+        unsent = self.transport.get_write_buffer_size()
+        if (ours := self.transport.get_extra_info("socket")) is not None:
+            with contextlib.suppress(OSError):
+                unsent += struct.unpack("i", fcntl.ioctl(ours.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return unsent
+
     def _look_later(self) -> None:
         self._stalled.start(self.loop, min(self.bounds.idle_s / 4, self.bounds.total_s), self._look_at_progress)
 
     def _look_at_progress(self) -> None:
-        left, now = self.transport.get_write_buffer_size(), self.loop.time()
+        left, now = self._unread(), self.loop.time()
         if left < self._left:
             self._left, self._moved_at = left, now
         if now >= self._late_at or now - self._moved_at >= self.bounds.idle_s:

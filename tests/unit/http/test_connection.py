@@ -183,6 +183,51 @@ async def test_work_and_slow_bodies_may_take_longer_than_headers(start: Start) -
     assert await head_of(reader) == 200
 
 
+# -- no HTTP
+
+
+@pytest.mark.parametrize("before", [b"", HEALTH], ids=["first", "pipelined"])
+@pytest.mark.parametrize(
+    "bad", [b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nHost: test\r\nX: " + 70_000 * b"x"], ids=["line", "long"]
+)
+async def test_what_is_no_http_gets_400_in_the_one_shape_and_the_end(start: Start, before: bytes, bad: bytes) -> None:
+    live = await start()
+    reader, writer = await opened(live, before + bad)
+    if before:
+        assert await head_of(reader) == 200
+        await reader.readuntil(b"}")
+    status, body = await answer_of(reader)
+    assert (status, body["error"]["code"], body["error"]["retryable"]) == (400, "not_http", False)
+    assert await ends(reader) == b""
+    writer.close()
+    await all_gone(live)
+
+
+async def test_body_that_is_no_http_gets_400_and_leaves_nothing_behind(start: Start) -> None:
+    live = await start()
+    head = head_of_request("POST /transcribe", "Transfer-Encoding: chunked")
+    reader, writer = await opened(live, head + b"5\r\nhello\r\n")
+    while not list(live.settings.jobs_dir.glob("*/upload")):
+        await asyncio.sleep(0.01)
+    writer.write(b"zz\r\n")
+    status, body = await answer_of(reader)
+    assert (status, body["error"]["code"]) == (400, "not_http")
+    await all_gone(live)
+
+
+async def test_body_that_is_no_http_after_a_refusal_ends_the_connection_without_a_failure(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = await start()
+    head = b"POST /transcribe HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    reader, writer = await opened(live, head)
+    assert await head_of(reader) == 401
+    writer.write(b"zz\r\n")
+    await ends(reader)
+    await all_gone(live)
+    assert not [one for one in caplog.records if one.name == "asyncio"]
+
+
 # -- answers
 
 
@@ -245,6 +290,21 @@ async def test_answer_that_is_read_slowly_but_steadily_arrives_whole(start: Star
         await asyncio.sleep(0.03)
     assert time.monotonic() - began > 1.2
     assert json.loads(taken.partition(b"\r\n\r\n")[2])["openapi"]
+
+
+async def test_reader_that_is_slower_than_the_kernel_asks_for_more_is_not_cut_off(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await start(fake=True, send_idle_timeout_s=0.5)
+    request = await big_answer(live, monkeypatch)
+    monkeypatch.setattr(connection, "SEND_BUFFER", 256 * 1024)
+    reader, _ = await opened(live, request, 4096)
+    await begun(live)
+    end = time.monotonic() + 2.0
+    while time.monotonic() < end:  # 60 KB a second
+        assert await asyncio.wait_for(reader.read(3000), 5)
+        await asyncio.sleep(0.05)
+    assert unsent(live)
 
 
 async def test_answer_that_is_read_too_slowly_in_all_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
