@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import resource
 import socket
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -62,21 +63,40 @@ class Listener(socket.socket):
 
 
 def listeners(host: str, port: int) -> list[socket.socket]:
-    """One for each address of ``host``.
+    """One for each address of ``host`` that this machine has: ``localhost`` may name an IPv6 address where there is no IPv6.
 
     Raises:
         OSError: there is no such address, or the port is taken.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:
+        raise OSError(errno.EINVAL, "This is no host name") from None
     opened: list[socket.socket] = []
+    missing = OSError(errno.EADDRNOTAVAIL, "There is no such address")
     for family, kind, protocol, _, address in dict.fromkeys(found):
-        one = Listener(family, kind, protocol)
-        opened.append(one)
+        try:
+            opened.append(_bound(family, kind, protocol, address))
+        except OSError as error:
+            if error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                raise
+            missing = error
+    if not opened:
+        raise missing
+    return opened
+
+
+def _bound(family: int, kind: int, protocol: int, address: Any) -> Listener:
+    one = Listener(family, kind, protocol)
+    try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind(address)
-    return opened
+    except OSError:
+        one.close()
+        raise
+    return one
 
 
 class Server(uvicorn.Server):
@@ -103,11 +123,18 @@ class Server(uvicorn.Server):
         try:
             ours = sockets or listeners(self.config.host, self.config.port)
         except OSError as error:
-            log.error("cannot listen on %s port %s: %s", self.config.host, self.config.port, error.strerror)
-            sys.exit(STARTUP_FAILURE)
-        await super().startup(ours)
+            self._give_up(error)
+        try:
+            await super().startup(ours)
+        except OSError as error:  # another server bound the port at the same time, and was the first to listen
+            await self.lifespan.shutdown()
+            self._give_up(error)
         if self.started:
             log.info("listening", extra={"addresses": [one.getsockname()[:2] for one in ours]})
+
+    def _give_up(self, error: OSError) -> NoReturn:
+        log.error("cannot listen on %s port %s: %s", self.config.host, self.config.port, error.strerror)
+        sys.exit(STARTUP_FAILURE)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Tells of the signal at once, not only when the last connection is closed."""
