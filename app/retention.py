@@ -48,8 +48,12 @@ class Retention:
                 log.exception("ended jobs could not be swept")
             for _ in range(round(EVERY_S / SOON_S)):
                 await asyncio.sleep(SOON_S)
-                with contextlib.suppress(RuntimeError):  # there is still no thread for it
+                try:
                     await asyncio.to_thread(discard_late)
+                except RuntimeError:
+                    pass  # there is still no thread for it
+                except Exception:
+                    log.exception("what is no longer needed could not be deleted")
 
     async def look(self) -> None:
         """Forget what is too old, then the oldest results while all of them are too large; and batches that have no item left.

@@ -19,6 +19,7 @@ from app.desk.desk import Desk
 from app.errors import CapacityError, DeadlineExceeded, NotFound, StenopoolError, by_code
 from app.intake import Intake, Source, source_of
 from app.jobs import Job, Status
+from app.media.paths import remove_tree
 from app.runs import TRANSIENT, Progress, Runs, Watcher, result_path
 from app.settings import Settings
 from app.store import AsyncStore
@@ -105,7 +106,7 @@ class Dispatch(Runs):
             if where is None:
                 where = await self.keep(job, folder, source)
             if "file" not in (job.source or {}):  # that one may be needed again
-                await super().discard(job.id)  # the nodes have what was uploaded
+                await asyncio.to_thread(remove_tree, folder)  # the nodes have what was uploaded. Not later: it is used again
             await asyncio.to_thread(folder.mkdir, 0o700, exist_ok=True)
             self._desk.disk.resize(ticket.name, 0)
             sent = await self._at_nodes(job, where, ticket, progress)

@@ -59,8 +59,11 @@ class Child:
         Where no file can be opened to find out, one that has not been reaped is taken for alive, so that it is killed.
         """
         try:
-            here = self._identity is not None and self._identity.is_running()
-            return here and not self._reaped and self._identity.status() != psutil.STATUS_ZOMBIE  # type: ignore[union-attr]
+            if self._reaped:
+                return False
+            if self._identity is None:  # no file could be opened when it started
+                return bool(self.process.is_alive())
+            return bool(self._identity.is_running()) and self._identity.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
         except OSError:

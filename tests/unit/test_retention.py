@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -104,3 +106,22 @@ async def test_results_that_are_too_large_go_however_many_ended_jobs_there_are_w
         bench.add(f"{number}", 1000 - number, size=800_000)
     await bench.retention.look()
     assert bench.gone == ["0", "1"]
+
+
+async def test_sweeping_goes_on_after_a_folder_could_not_be_deleted(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[None] = []
+
+    def fail() -> None:
+        tries.append(None)
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr("app.retention.SOON_S", 0.01)
+    monkeypatch.setattr("app.retention.EVERY_S", 0.02)
+    monkeypatch.setattr("app.retention.discard_late", fail)
+    bench.add("old", DAY + 10)
+    watching = asyncio.create_task(bench.retention.watch())
+    while len(tries) < 3:
+        assert not watching.done(), watching.exception()
+        await asyncio.sleep(0.01)
+    watching.cancel()
+    assert bench.gone == ["old"]

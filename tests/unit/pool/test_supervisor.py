@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,6 +69,20 @@ class Runner:
 
     def pids(self, model: str = "demo") -> list[int]:
         return [worker["pid"] for worker in self.pool.stats()[model]["workers"]]
+
+
+async def test_worker_that_could_not_be_looked_at_when_it_started_is_alive_and_can_be_killed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spawner = Spawner(())
+    with monkeypatch.context() as patched:
+        patched.setattr("app.pool.spawn.psutil.Process", Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+        child = await spawner.start(setup_for("small"))  # it hangs while it loads
+    assert child.alive
+    child.kill()
+    assert await child.reap() == -signal.SIGKILL
+    assert not child.alive
+    spawner.close()
 
 
 async def test_many_jobs_at_once_each_get_their_own_result(make_pool: Callable[..., Pool], tmp_path: Path) -> None:
