@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import logs
 from app.durable import shortage
-from app.errors import AuthError, BodyTimeout, StenopoolError, TooLarge, UnsupportedEncoding
+from app.errors import AuthError, BodyTimeout, Interrupted, StenopoolError, TooLarge, UnsupportedEncoding
 from app.keys import Key
 from app.settings import Settings
 
@@ -80,6 +80,10 @@ class RequestMiddleware:
         except StenopoolError as error:
             if not status:
                 await ErrorResponse(error)(scope, receive, counted)
+        except asyncio.CancelledError:  # only uvicorn does that, when the time that a stop may take is over
+            if status:
+                raise
+            await ErrorResponse(Interrupted("The server was stopped before the answer was there."))(scope, receive, counted)
         except Exception as error:
             log.exception("unhandled error")
             if not status:

@@ -75,3 +75,16 @@ def test_caller_who_waits_in_line_is_sent_away_at_once_and_the_running_one_is_an
         (tmp_path / "go").touch()
         assert running.result(10).status_code == 200
         server.process.wait(15)
+
+
+def test_caller_whose_job_takes_longer_than_the_grace_time_is_told_so_in_the_one_shape(tmp_path: Path) -> None:
+    with started(tmp_path, STENOPOOL_SHUTDOWN_GRACE_S="1") as server, ThreadPoolExecutor(1) as callers:
+        params = {"initial_prompt": f"until:{tmp_path}/never"}
+        caller = callers.submit(server.client.post, "/transcribe", params=params, content=wav(0.05, 7))
+        while server.client.get("/capacity").json()["queue"]["running"] != 1:
+            time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        answer = caller.result(10)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "interrupted")
+        server.process.wait(15)
+        assert "Traceback" not in (tmp_path / "server.log").read_text()
