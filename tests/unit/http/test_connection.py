@@ -114,7 +114,7 @@ async def all_gone(live: Live) -> None:
 
 
 async def test_headers_byte_by_byte_get_408_and_health_answers_meanwhile(start: Start) -> None:
-    live = await start(header_timeout_s=0.4)
+    live = await start(header_timeout_s=1.0)
     reader, writer = await opened(live)
     began = time.monotonic()
     async with healthy(live):
@@ -122,14 +122,14 @@ async def test_headers_byte_by_byte_get_408_and_health_answers_meanwhile(start: 
         status, body = await answer_of(reader)
         drip.cancel()
     assert (status, body["error"]["code"], body["error"]["retryable"]) == (408, "header_timeout", True)
-    assert 0.3 < time.monotonic() - began < 3
+    assert 0.9 < time.monotonic() - began < 5
     writer.close()
     await all_gone(live)
 
 
 async def test_who_goes_on_sending_after_the_408_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_LINGER_S", 0.2)
-    live = await start(header_timeout_s=0.1)
+    live = await start(header_timeout_s=0.5)
     reader, writer = await opened(live)
     drip = asyncio.create_task(dripping(writer, 1000 * b"x"))
     assert await head_of(reader) == 408
@@ -174,11 +174,11 @@ async def test_rest_of_a_body_that_nobody_reads_does_not_keep_the_connection(sta
 
 
 async def test_work_and_slow_bodies_may_take_longer_than_headers(start: Start) -> None:
-    live = await start(fake=True, header_timeout_s=0.2)
+    live = await start(fake=True, header_timeout_s=0.6)
     body = wav()
-    head = head_of_request("POST /transcribe?initial_prompt=sleep:0.4", f"Content-Length: {len(body)}")
+    head = head_of_request("POST /transcribe?initial_prompt=sleep:0.8", f"Content-Length: {len(body)}")
     reader, writer = await opened(live, head + body[:10])
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.8)
     writer.write(body[10:])
     assert await head_of(reader) == 200
 
@@ -295,12 +295,12 @@ async def test_answer_that_is_read_slowly_but_steadily_arrives_whole(start: Star
 async def test_reader_that_is_slower_than_the_kernel_asks_for_more_is_not_cut_off(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live = await start(fake=True, send_idle_timeout_s=0.5)
+    live = await start(fake=True, send_idle_timeout_s=1.0)
     request = await big_answer(live, monkeypatch)
     monkeypatch.setattr(connection, "SEND_BUFFER", 256 * 1024)
     reader, _ = await opened(live, request, 4096)
     await begun(live)
-    end = time.monotonic() + 2.0
+    end = time.monotonic() + 3.0
     while time.monotonic() < end:  # 60 KB a second
         assert await asyncio.wait_for(reader.read(3000), 5)
         await asyncio.sleep(0.05)
