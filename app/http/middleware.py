@@ -80,7 +80,7 @@ class RequestMiddleware:
         except StenopoolError as error:
             if not status:
                 await ErrorResponse(error)(scope, receive, counted)
-        except asyncio.CancelledError:  # only uvicorn does that, when the time that a stop may take is over
+        except asyncio.CancelledError:  # the server stops, and its grace time is over
             if status:
                 raise
             await ErrorResponse(Interrupted("The server was stopped before the answer was there."))(scope, receive, counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -23,6 +24,8 @@ log = logging.getLogger("stenopool.http")
 
 ACCEPTS = 32
 MOST_FILES = 65_536
+ANSWER_S = 2
+"""Seconds after the grace time for the answers of those whose requests were ended."""
 
 
 def raise_file_limit() -> int:
@@ -103,7 +106,7 @@ class Server(uvicorn.Server):
     """Serves ``app`` by ``settings``; ``on_signal`` is called at SIGTERM or SIGINT, from the signal's handler."""
 
     def __init__(self, app: ASGIApp, settings: Settings, on_signal: Callable[[], None] = lambda: None) -> None:
-        self._on_signal = on_signal
+        self._on_signal, self._grace_s = on_signal, settings.shutdown_grace_s
         config = uvicorn.Config(
             app,
             host=settings.host,
@@ -114,7 +117,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=int(settings.shutdown_grace_s),
+            timeout_graceful_shutdown=int(settings.shutdown_grace_s) + ANSWER_S,
         )
         super().__init__(config)
 
@@ -131,6 +134,18 @@ class Server(uvicorn.Server):
             self._give_up(error)
         if self.started:
             log.info("listening", extra={"addresses": [one.getsockname()[:2] for one in ours]})
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests end within the grace time, then end them; there is a moment left to tell their callers."""
+        late = asyncio.get_running_loop().call_later(self._grace_s, self._end_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            late.cancel()
+
+    def _end_requests(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()
 
     def _give_up(self, error: OSError) -> NoReturn:
         log.error("cannot listen on %s port %s: %s", self.config.host, self.config.port, error.strerror)
