@@ -149,7 +149,7 @@ def long_life(folder: Path, ledger: Ledger, seconds: float, chance: random.Rando
         life = Life(server, ledger, chance.randrange(1 << 30), clients=4)
         began, next_fault = time.monotonic(), time.monotonic() + FAULT_EVERY_S[0]
         while (now := time.monotonic()) < began + seconds:
-            if now >= next_fault:
+            if now >= next_fault and server.client.get("/ready").status_code == 200:  # else a worker that loads dies thrice
                 fault = chance.choice(FAULTS)
                 ledger.count(fault.__name__ if fault(server, chance) else f"no chance to {fault.__name__}")
                 next_fault = time.monotonic() + chance.uniform(*FAULT_EVERY_S)

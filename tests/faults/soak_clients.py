@@ -32,6 +32,7 @@ class Ledger:
     audio: dict[str, bytes]
     texts: dict[str, str] = field(default_factory=dict)
     acknowledged: dict[str, str] = field(default_factory=dict)
+    done: set[str] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     complaints: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -53,6 +54,12 @@ class Ledger:
         with self.lock:
             self.counts["complaints"] += 1
             self.complaints.append(what[:500])
+
+    def owes(self, job_id: str, name: str) -> None:
+        """The server has acknowledged a job ("": one that must fail); maybe again, and it may have ended by now."""
+        with self.lock:
+            if job_id not in self.done:
+                self.acknowledged[job_id] = name
 
     def blame(self, error: dict[str, Any] | None, otherwise: str) -> None:
         """A good recording was refused: right if its ffmpeg hung, so there must not be more of these than were stopped."""
@@ -96,8 +103,7 @@ def hand_in(client: httpx.Client, ledger: Ledger, chance: random.Random) -> None
         answer = client.post("/transcribe", params={"wait": "false"}, content=ledger.audio[name], headers=headers)
         if refused(answer, ledger, "async"):
             return
-        with ledger.lock:
-            ledger.acknowledged[answer.json()["job_id"]] = name
+        ledger.owes(answer.json()["job_id"], name)
 
 
 def cancel(client: httpx.Client, ledger: Ledger, chance: random.Random) -> None:
@@ -114,8 +120,7 @@ def watch(client: httpx.Client, ledger: Ledger, chance: random.Random) -> None:
     if refused(answer, ledger, "to be watched"):
         return
     job_id, left = answer.json()["job_id"], chance.choice([2, 1000])
-    with ledger.lock:
-        ledger.acknowledged[job_id] = "digits.flac"
+    ledger.owes(job_id, "digits.flac")
     with client.stream("GET", f"/transcribe/{job_id}/events") as events:
         for line in events.iter_lines():
             left -= line.startswith("id:")
@@ -130,9 +135,8 @@ def batch(client: httpx.Client, ledger: Ledger, chance: random.Random) -> None:
     if refused(answer, ledger, "batch"):
         return
     items = client.get(answer.headers["location"]).json()["items"]
-    with ledger.lock:
-        ledger.acknowledged |= {one["job_id"]: name for one, name in zip(items, names, strict=False)}
-        ledger.acknowledged[items[3]["job_id"]] = ""
+    for one, name in zip(items, [*names, ""], strict=True):
+        ledger.owes(one["job_id"], name)
 
 
 def garbage(client: httpx.Client, ledger: Ledger, chance: random.Random) -> None:
@@ -195,3 +199,4 @@ def collect(client: httpx.Client, ledger: Ledger) -> None:
         client.delete(f"/transcribe/{job_id}")
         with ledger.lock:
             ledger.acknowledged.pop(job_id)
+            ledger.done.add(job_id)
