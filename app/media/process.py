@@ -21,6 +21,7 @@ from pathlib import Path
 
 from app.durable import room, shortage
 from app.errors import CapacityError
+from app.rounds import happens
 
 _LAUNCHER = str(Path(__file__).with_name("_exec.py"))
 _KEEP_HEAD = 48 * 1024
@@ -169,7 +170,7 @@ async def run(
     try:
         await _until_exit(child, time.monotonic() + timeout_s, watch)
         # Everything in the group is dead by now; only a process that left the group could still hold a pipe.
-        await _wait(child.drained, _END_S)
+        await happens(child.drained, _END_S)
         return _finished(child, status)
     finally:
         # Shielded: a second cancellation must not leave the group behind.
@@ -187,7 +188,7 @@ async def _until_exit(child: _Child, deadline: float, watch: Callable[[], str | 
         left = deadline - time.monotonic()
         if left <= 0:
             raise ChildTimeout("the deadline passed", child.err.text())
-        if await _wait(child.exited, min(left, _POLL_S) if watch else left):
+        if await happens(child.exited, min(left, _POLL_S) if watch else left):
             return
         reason = watch() if watch else None
         if reason:
@@ -214,7 +215,7 @@ async def _end(transport: asyncio.SubprocessTransport, child: _Child, status: in
         lifeline = transport.get_pipe_transport(0)
         if lifeline is not None and not child.exited.is_set():
             lifeline.close()  # the launcher kills and reaps the program; what follows is for a stuck launcher
-            await _wait(child.exited, _END_S)
+            await happens(child.exited, _END_S)
     finally:
         # Also after its exit: where the launcher itself was killed (out of memory), the program still runs.
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -223,14 +224,5 @@ async def _end(transport: asyncio.SubprocessTransport, child: _Child, status: in
             with contextlib.suppress(ProcessLookupError):
                 transport.kill()
         os.close(status)
-        await _wait(child.exited, _END_S)
+        await happens(child.exited, _END_S)
         transport.close()
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
-    # not wait_for: before Python 3.12 it swallows a cancellation that comes together with its result
-    waiting = asyncio.ensure_future(event.wait())
-    try:
-        return bool((await asyncio.wait({waiting}, timeout=timeout_s))[0])
-    finally:
-        waiting.cancel()
