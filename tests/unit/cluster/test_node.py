@@ -92,26 +92,27 @@ async def test_result_of_a_job_that_is_elsewhere_by_now_is_deleted(late: Late) -
     assert late.files() == []
 
 
-async def test_result_of_a_job_that_is_cancelled_for_its_lost_lease_while_it_is_handed_in_is_deleted(late: Late) -> None:
-    handing_in = late.hand_in()
-    await asked(late)
-    late.goes_elsewhere()
+async def cancelled(handing_in: asyncio.Task[Path], late: Late) -> None:
+    """The task is cancelled while the commit of the result is under way, which then goes on."""
     handing_in.cancel()
     await asyncio.sleep(0)
     late.store.go.set()
     with pytest.raises(asyncio.CancelledError):
         await handing_in
+
+
+async def test_result_of_a_job_that_is_cancelled_for_its_lost_lease_while_it_is_handed_in_is_deleted(late: Late) -> None:
+    handing_in = late.hand_in()
+    await asked(late)
+    late.goes_elsewhere()
+    await cancelled(handing_in, late)
     assert late.files() == []
 
 
 async def test_result_that_the_row_has_taken_stays_although_its_task_was_cancelled(late: Late) -> None:
     handing_in = late.hand_in()
     await asked(late)
-    handing_in.cancel()
-    await asyncio.sleep(0)
-    late.store.go.set()
-    with pytest.raises(asyncio.CancelledError):
-        await handing_in
+    await cancelled(handing_in, late)
     found = late.api.get(late.job.id)
     assert found is not None
     assert (found.status, late.files()) == (Status.SUCCEEDED, [result_key(late.job.id, 1)])

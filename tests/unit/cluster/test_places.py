@@ -110,13 +110,19 @@ async def test_node_whose_messages_and_sweep_bring_jobs_together_holds_no_more_t
     assert (bench.row(told[0]).status, bench.row(told[0]).attempts) == (Status.RUNNING, 1)
 
 
-async def test_node_takes_the_next_job_as_soon_as_one_is_not_its_own_any_more(bench: Bench) -> None:
+async def full(bench: Bench) -> tuple[list[str], str, list[asyncio.Task[None]]]:
+    """The jobs that have the node's places, one that waits for a place, and the offers of all three."""
     held = [bench.sent() for _ in range(2)]
     offers = [asyncio.create_task(bench.node.offer(job_id)) for job_id in held]
     await until(lambda: bench.running(*held) == 2)
     waits = bench.sent()
     offers.append(asyncio.create_task(bench.node.offer(waits)))
     await bench.everything_was_looked_at()
+    return held, waits, offers
+
+
+async def test_node_takes_the_next_job_as_soon_as_one_is_not_its_own_any_more(bench: Bench) -> None:
+    held, waits, offers = await full(bench)
     assert bench.running(waits) == 0
     bench.rows.cancel(held[0])  # a beat sees it
     await until(lambda: bench.running(waits) == 1)
@@ -127,12 +133,7 @@ async def test_node_takes_the_next_job_as_soon_as_one_is_not_its_own_any_more(be
 async def test_node_that_stops_takes_nothing_although_its_places_become_free(
     bench: Bench, grace_s: float, ended: Status
 ) -> None:
-    held = [bench.sent() for _ in range(2)]
-    offers = [asyncio.create_task(bench.node.offer(job_id)) for job_id in held]
-    await until(lambda: bench.running(*held) == 2)
-    waits = bench.sent()
-    offers.append(asyncio.create_task(bench.node.offer(waits)))
-    await bench.everything_was_looked_at()
+    held, waits, offers = await full(bench)
     stopping = asyncio.create_task(bench.stop(grace_s))
     await asyncio.sleep(0)
     if grace_s:
