@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from app.batches_store import BatchRows
-from app.media.paths import discard_late
+from app.media.paths import anything_late, discard_late
 from app.media.process import MB
 from app.settings import Settings
 from app.store import AsyncStore
@@ -48,12 +48,16 @@ class Retention:
                 log.exception("ended jobs could not be swept")
             for _ in range(round(EVERY_S / SOON_S)):
                 await asyncio.sleep(SOON_S)
-                try:
-                    await asyncio.to_thread(discard_late)
-                except RuntimeError:
-                    pass  # there is still no thread for it
-                except Exception:
-                    log.exception("what is no longer needed could not be deleted")
+                if anything_late():
+                    await self._discard_late()
+
+    async def _discard_late(self) -> None:
+        try:
+            await asyncio.to_thread(discard_late)
+        except RuntimeError:
+            pass  # there is still no thread for it
+        except Exception:
+            log.exception("what is no longer needed could not be deleted")
 
     async def look(self) -> None:
         """Forget what is too old, then the oldest results while all of them are too large; and batches that have no item left.

@@ -107,6 +107,11 @@ def discard_tree(folder: Path, keep: str = "") -> None:
         _late[folder] = keep
 
 
+def anything_late() -> bool:
+    """Whether :func:`discard_late` has anything to do."""
+    return bool(_late)
+
+
 def discard_late() -> None:
     """Try again what could not be deleted, now that files may be opened again."""
     for folder, keep in list(_late.items()):
