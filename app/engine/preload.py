@@ -6,6 +6,7 @@ Nothing here may load a model or start a thread: CTranslate2 and OpenMP do not s
 import gc
 import logging
 import os
+import sys
 import threading
 import warnings
 
@@ -23,9 +24,12 @@ from opentelemetry.sdk.trace import SpanProcessor  # noqa: E402
 # pyannote.audio makes one of these while it is imported, and that starts a thread, metrics or not
 otel_export.BatchSpanProcessor = lambda *_, **__: SpanProcessor()  # type: ignore[misc, assignment]
 
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # reports every import to a remote collector, in a thread
+
 import ctranslate2  # noqa: E402, F401
 import faster_whisper.vad  # noqa: E402, F401
 import onnxruntime  # noqa: E402, F401
+import openvino  # noqa: E402, F401
 import whisperx.alignment  # noqa: E402
 import whisperx.asr  # noqa: E402, F401
 
