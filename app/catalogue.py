@@ -13,6 +13,7 @@ from app.settings import PROJECT_ROOT, Settings
 from app.work import WorkerSetup
 
 DEMO_MODEL = PROJECT_ROOT / "demo" / "model"
+DEMO_SAMPLES = PROJECT_ROOT / "demo" / "samples"
 DEMO_ALIGNER = PROJECT_ROOT / "demo" / "aligner"
 
 
@@ -120,4 +121,7 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
         batch_size=settings.batch_size,
         runners=settings.runner_count,
         batch_wait_s=settings.batch_wait_ms / 1000,
+        encoder=settings.encoder,
+        encoders_dir=str(settings.data_dir.resolve() / "encoders"),
+        samples_dir=str(DEMO_SAMPLES),
     )

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = _own("DEVICE", "auto", "Device of speech recognition.")
     align_device: Literal["auto", "cpu", "cuda", "mps"] = _own("ALIGN_DEVICE", "auto", "Device of word alignment.")
     compute_type: str = _own("COMPUTE_TYPE", "auto", "CTranslate2 compute type. auto: int8 on cpu, float16 on cuda.")
+    encoder: Literal["auto", "ctranslate2", "openvino"] = _own(
+        "ENCODER", "auto", "Whisper's encoder on a CPU. auto: the fastest on this machine, measured at a model's first load."
+    )
     batch_size: int = _own("BATCH_SIZE", 4, "Windows of 30 s that one engine call takes at most.", ge=1, le=64)
 
     # -- the pool

@@ -24,7 +24,8 @@ class WorkerSetup:
     ``model_path`` is None where the model must be fetched (``repo``) into ``hub_dir`` first. ``streams`` jobs are there at
     once and share ``runners`` engine calls at once, each of ``batch_size`` windows at most and on ``threads`` threads, on
     one copy of the weights; that takes about ``work_bytes`` of memory while there are jobs. ``engine`` names the module
-    whose ``create`` builds the engine.
+    whose ``create`` builds the engine. ``encoder`` is auto, ctranslate2 or openvino; what was measured to choose one is kept
+    in ``encoders_dir``, with recordings of ``samples_dir``.
     """
 
     model: str
@@ -44,6 +45,9 @@ class WorkerSetup:
     runners: int = 1
     batch_wait_s: float = 0.0
     work_bytes: int = 0
+    encoder: str = "ctranslate2"
+    encoders_dir: str = ""
+    samples_dir: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

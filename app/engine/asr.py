@@ -18,6 +18,8 @@ from faster_whisper.transcribe import get_compression_ratio
 from whisperx.asr import WhisperModel
 from whisperx.audio import N_SAMPLES, log_mel_spectrogram
 
+from app.engine.encoders.choice import Choice
+from app.engine.encoders.runtime import Encoder
 from app.jobs import TranscribeOptions
 
 NO_SPEECH_THRESHOLD = 0.6
@@ -45,7 +47,13 @@ class Decoded:
 
 
 class WindowModel(WhisperModel):  # type: ignore[misc]
-    """WhisperX's model with calls that keep no state, safe in several threads at once."""
+    """WhisperX's model with calls that keep no state, safe in several threads at once.
+
+    ``encoder`` stands in for CTranslate2's own where it is set; ``choice`` says why, where it was chosen.
+    """
+
+    encoder: Encoder | None = None
+    choice: Choice | None = None
 
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
         """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""
@@ -59,7 +67,9 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         On a CPU one after the other: a batch does not make the encoder faster there, but its attention takes
         heads × 1500 × 1500 floats per window. Elsewhere all at once.
         """
-        if self.model.device == "cpu":
+        if self.encoder is not None:
+            yield from map(self.encoder.encode, mels)
+        elif self.model.device == "cpu":
             for mel in mels:
                 yield np.asarray(self.encode(mel[None]))[0]
         else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 
 from faster_whisper.utils import download_model
 
 from app.engine.asr import WindowModel
 from app.engine.devices import asr_device, compute_type
+from app.engine.encoders.fitting import fitted
 from app.errors import ModelUnavailable
 from app.work import WorkerSetup
 
@@ -16,7 +18,7 @@ log = logging.getLogger("stenopool.engine")
 
 
 def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
-    """The model of ``setup`` and the device it is on.
+    """The model of ``setup`` with the encoder that is best for it here, and the device it is on.
 
     Raises:
         ModelUnavailable: not on disk and not to be had, or the device is not there.
@@ -24,21 +26,24 @@ def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
     path = setup.model_path or fetch(setup)
     device = asr_device(setup.device)
     try:
-        model = WindowModel(
-            path,
-            device=device,
-            compute_type=compute_type(setup.compute_type, device),
-            cpu_threads=setup.threads,
-            num_workers=setup.runners,
-            local_files_only=True,
-        )
+        return fitted(setup, path, device, partial(_window_model, setup, device)), device
     except (RuntimeError, ValueError, OSError) as error:
         log.exception("model %s could not be loaded", setup.model)
         raise ModelUnavailable(
             f"The model {setup.model!r} is on disk, but could not be loaded.",
             hint="See the server's log; the files may be damaged, or the compute type not supported here.",
         ) from error
-    return model, device
+
+
+def _window_model(setup: WorkerSetup, device: str, path: str) -> WindowModel:
+    return WindowModel(
+        path,
+        device=device,
+        compute_type=compute_type(setup.compute_type, device),
+        cpu_threads=setup.threads,
+        num_workers=setup.runners,
+        local_files_only=True,
+    )
 
 
 def fetch(setup: WorkerSetup) -> str:

@@ -1,0 +1,123 @@
+"""Which encoder is used: the fastest on this machine of those that are near enough to float32.
+
+Measured when a model is loaded for the first time, and kept for the next times.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import openvino
+
+from app.engine.encoders.graph import Graph, Numbers
+from app.engine.encoders.int8 import DynamicInt8, Int8, Range
+from app.engine.encoders.runtime import FLOAT32, Encoder, observe
+from app.engine.encoders.weights import Weights
+
+log = logging.getLogger("stenopool.engine")
+
+CTRANSLATE2, INT8, DYNAMIC, FLOAT = "ctranslate2", "openvino_int8", "openvino_int8_dynamic", "openvino_float"
+TRIED = 2
+"""Windows that errors and times are measured on; no ranges are taken from them."""
+SLOW_S = 1.0
+"""Seconds of a call that need not be repeated: what disturbs it is small beside it."""
+ENOUGH_S = 15.0
+"""Seconds that calibration may take; large models make do with fewer windows."""
+MARGIN = 0.9
+"""Another encoder than CTranslate2's must take less than this share of its time."""
+MOST_ERROR, TIMES_ERROR = 0.02, 1.5
+"""Relative error against float32 that is always fine; beyond it, at most so many times CTranslate2's own."""
+
+Encode = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The encoder's name, and what each one tried took (seconds per window) and missed (relative error to float32)."""
+
+    name: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    ranges: dict[str, Range] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What encoders run with: engine calls at once, threads of each, CTranslate2's compute type."""
+
+    calls: int
+    threads: int
+    compute_type: str
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """OpenVINO's encoders that round no more than the compute type does; the most exact one last."""
+        return (INT8, DYNAMIC) if self.compute_type.startswith("int8") else (FLOAT,)
+
+
+def build(name: str, weights: Weights, ranges: dict[str, Range]) -> openvino.Model:
+    """The graph of one of OpenVINO's encoders."""
+    numbers: dict[str, Callable[[], Numbers]] = {INT8: lambda: Int8(ranges), DYNAMIC: DynamicInt8, FLOAT: Numbers}
+    return Graph(weights, numbers[name]()).whole()
+
+
+def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
+    """What :func:`build` gave, ready to be called."""
+    options: dict[str, dict[str, str]] = {
+        INT8: {},
+        DYNAMIC: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"},
+        FLOAT: FLOAT32 if machine.compute_type == "float32" else {},
+    }
+    return Encoder(model, machine.calls, machine.threads, options[name])
+
+
+def choose(weights: Weights, own: Encode, mels: Sequence[np.ndarray], machine: Machine, *, forced: bool = False) -> Choice:
+    """Measure all encoders that may be used.
+
+    ``own``: CTranslate2's, (mels, 3000) → (1500, width), which is out where another one is ``forced``. ``mels``: windows of
+    speech; the last of them show errors and times.
+    """
+    tried = mels[-TRIED:]
+    outputs, took = _timed(own, tried)
+    windows = max(1, min(len(mels) - TRIED, int(ENOUGH_S / took)))
+    ranges, exact = observe(weights, [*mels[:windows], *tried], windows, machine.calls * machine.threads)
+    seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
+    for name in machine.candidates:
+        outputs, seconds[name] = _timed(run(name, build(name, weights, ranges), machine).encode, tried)
+        errors[name] = _error(outputs, exact)
+    choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)
+    log.info("encoder: %s; seconds per window: %s; relative errors: %s", choice.name, _shown(seconds), _shown(errors))
+    return replace(choice, ranges=ranges) if choice.name == INT8 else choice
+
+
+def fastest(seconds: dict[str, float], errors: dict[str, float], *, forced: bool = False) -> str:
+    """The name of the best one; CTranslate2's where no other one is exact enough, and clearly faster or ``forced``."""
+    allowed = max(MOST_ERROR, TIMES_ERROR * errors[CTRANSLATE2])
+    exact = {name: took for name, took in seconds.items() if name != CTRANSLATE2 and errors[name] <= allowed}
+    best = min(exact, key=lambda name: exact[name], default=CTRANSLATE2)
+    return best if forced or seconds[best] < MARGIN * seconds[CTRANSLATE2] else CTRANSLATE2
+
+
+def _timed(encode: Encode, mels: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
+    """All outputs, and the least time of a call but for the first: what else the machine does only ever adds."""
+    outputs, taken = [encode(mels[0])], []
+    for mel in [*mels[1:], *mels[:1]]:
+        began = time.perf_counter()
+        outputs.append(encode(mel))
+        taken.append(time.perf_counter() - began)
+        if taken[-1] > SLOW_S:
+            break
+    return outputs[: len(mels)], min(taken)
+
+
+def _error(outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    pairs = zip(outputs, exact, strict=True)
+    return max(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)) for found, wanted in pairs)
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(f"{name} {figure:.4f}" for name, figure in figures.items())

@@ -1,0 +1,81 @@
+"""A model gets the encoder that is best for it on this machine, and gives up its own where that is another one."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from faster_whisper.audio import decode_audio
+
+from app.engine.asr import WindowModel
+from app.engine.devices import compute_type
+from app.engine.encoders import cache
+from app.engine.encoders.choice import CTRANSLATE2, Choice, Machine, build, choose, run
+from app.engine.encoders.runtime import mapped
+from app.engine.encoders.weights import Weights
+from app.work import WorkerSetup
+
+log = logging.getLogger("stenopool.engine")
+
+_NOISE = 0.005
+"""Standard deviation of what is added to every second recording, of samples in [-1, 1]: rooms are not silent."""
+_LAYERS = re.compile(r"encoder/layer_[1-9]")
+"""Variables that CTranslate2 can do without where another encoder stands in; it asks the first layer for its shape."""
+
+Load = Callable[[str], WindowModel]
+
+
+def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowModel:
+    """The model that ``load(folder)`` gives, with the encoder chosen for it; with CTranslate2's where anything else fails."""
+    if device != "cpu" or setup.encoder == CTRANSLATE2:
+        return load(path)
+    machine = Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
+    try:
+        choice = _chosen(setup, path, machine, load)
+        model = load(path) if choice.name == CTRANSLATE2 else _with_encoder(setup, Path(path), choice, machine, load)
+    except Exception:
+        log.exception("no encoder could be chosen for %s; CTranslate2's is used", setup.model)
+        return load(path)
+    model.choice = choice
+    return model
+
+
+def _chosen(setup: WorkerSetup, path: str, machine: Machine, load: Load) -> Choice:
+    file, folder = Path(path) / "model.bin", Path(setup.encoders_dir)
+    name = f"{setup.encoder}-{cache.key(file, machine)}"
+    choice = cache.load(folder, name)
+    if choice is None:
+        own = load(path)
+        mels = [own.log_mel(audio) for audio in _recordings(Path(setup.samples_dir))]
+        forced = setup.encoder != "auto"
+        choice = choose(Weights(file), lambda mel: np.asarray(own.encode(mel[None]))[0], mels, machine, forced=forced)
+        cache.save(folder, name, choice)
+    return choice
+
+
+def _with_encoder(setup: WorkerSetup, path: Path, choice: Choice, machine: Machine, load: Load) -> WindowModel:
+    """The model without the layers that it no longer needs, and what takes their place."""
+    weights = Weights(path / "model.bin")
+    with cache.scratch(Path(setup.encoders_dir)) as folder:
+        for file in path.iterdir():
+            if file.suffix in (".json", ".txt"):
+                shutil.copyfile(file, folder / file.name)
+        weights.write_without(lambda name: bool(_LAYERS.match(name)), folder / "model.bin")
+        model = load(str(folder))
+        (folder / "model.bin").unlink()
+        model.encoder = run(choice.name, mapped(build(choice.name, weights, choice.ranges), folder), machine)
+    return model
+
+
+def _recordings(folder: Path) -> list[np.ndarray]:
+    chance = np.random.default_rng(0)
+    recordings = []
+    for number, path in enumerate(sorted(folder.glob("*.flac"))):
+        audio: np.ndarray = decode_audio(str(path))
+        noise = chance.normal(0, _NOISE, len(audio)) * (number % 2)
+        recordings.append((audio + noise).astype(np.float32))
+    return recordings

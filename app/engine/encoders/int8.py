@@ -1,0 +1,100 @@
+"""Eight-bit integers: weights per output channel, activations per tensor with the ranges that real log-mels showed.
+
+A few channels of a transformer's activations are far larger than the others. Before each product they are divided by a
+factor per channel, and the weights are multiplied by it (SmoothQuant, Xiao et al., ICML 2023, section 4), so that both fit
+into eight bits. OpenVINO computes a ``FakeQuantize`` in front of an int8 weight as one int8 product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from openvino import opset13 as op
+
+from app.engine.encoders.graph import Numbers, convolution
+
+ALPHA = 0.95
+"""SmoothQuant's migration strength."""
+_STEPS = 255
+_LEAST = 1e-5
+
+
+@dataclass(frozen=True)
+class Range:
+    """Least and largest value of each input channel of a layer, (inputs,) each."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __or__(self, other: Range) -> Range:
+        return Range(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+
+class Watched(Numbers):
+    """Float32; ``bounds`` collects, by layer, the nodes that give the least and the largest value of its inputs."""
+
+    def __init__(self) -> None:
+        self.bounds: dict[str, tuple[Any, Any]] = {}
+
+    def product(self, name: str, given: Any, weight: np.ndarray) -> Any:
+        """See :class:`Numbers`."""
+        self.bounds[name] = op.reduce_min(given, op.constant([0, 1])), op.reduce_max(given, op.constant([0, 1]))
+        return super().product(name, given, weight)
+
+    def convolution(self, name: str, given: Any, weight: np.ndarray, stride: int) -> Any:
+        """See :class:`Numbers`."""
+        self.bounds[name] = op.reduce_min(given, op.constant([0, 2])), op.reduce_max(given, op.constant([0, 2]))
+        return super().convolution(name, given, weight, stride)
+
+
+class DynamicInt8(Numbers):
+    """Weights in int8. OpenVINO rounds activations while it computes, where it is told to, or leaves them."""
+
+    def product(self, name: str, given: Any, weight: np.ndarray) -> Any:
+        """See :class:`Numbers`."""
+        return op.matmul(given, int8_constant(weight), False, True)
+
+
+class Int8(Numbers):
+    """Weights and activations in int8; ``ranges`` by layer."""
+
+    def __init__(self, ranges: dict[str, Range]) -> None:
+        self._ranges = ranges
+
+    def product(self, name: str, given: Any, weight: np.ndarray) -> Any:
+        """See :class:`Numbers`."""
+        seen = self._ranges[name]
+        factor = _smoothing(seen, weight)
+        smooth = op.multiply(given, op.constant(1 / factor))
+        rounded = _rounded(smooth, Range(seen.low / factor, seen.high / factor))
+        return op.matmul(rounded, int8_constant(weight * factor), False, True)
+
+    def convolution(self, name: str, given: Any, weight: np.ndarray, stride: int) -> Any:
+        """See :class:`Numbers`."""
+        return convolution(_rounded(given, self._ranges[name]), int8_constant(weight), stride)
+
+
+def int8_constant(weight: np.ndarray) -> Any:
+    """A weight (outputs, …) as int8, with one scale for each output."""
+    scale = np.abs(weight).max(tuple(range(1, weight.ndim)), keepdims=True).astype(np.float32) / 127
+    scale[scale == 0] = 1
+    stored = op.constant(np.rint(weight / scale).astype(np.int8))
+    return op.multiply(op.convert(stored, np.float32), op.constant(scale))
+
+
+def _smoothing(seen: Range, weight: np.ndarray) -> np.ndarray:
+    """SmoothQuant's factor of each input channel."""
+    given = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), _LEAST)
+    factor: np.ndarray = given**ALPHA / np.maximum(np.abs(weight).max(0), _LEAST) ** (1 - ALPHA)
+    return factor.astype(np.float32, copy=False)
+
+
+def _rounded(given: Any, seen: Range) -> Any:
+    """In 256 steps between the least and the largest value seen; zero is one of the steps."""
+    low, high = min(0.0, float(seen.low.min())), max(0.0, float(seen.high.max()))
+    step = max(high - low, _LEAST) / _STEPS
+    zero = round(-low / step)
+    bounds = [op.constant(np.float32(bound)) for bound in (-zero * step, (_STEPS - zero) * step)]
+    return op.fake_quantize(given, *bounds, *bounds, _STEPS + 1)

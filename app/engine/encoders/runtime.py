@@ -1,0 +1,76 @@
+"""Running encoders with OpenVINO on a CPU."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino
+
+from app.engine.encoders.graph import Graph
+from app.engine.encoders.int8 import Range, Watched
+from app.engine.encoders.weights import Weights
+
+FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+"""Without it OpenVINO computes in bfloat16 what is not int8, where the CPU can."""
+
+
+class Encoder:
+    """An encoder that ``calls`` threads may use at once, on ``threads`` threads each; one more caller waits."""
+
+    def __init__(self, model: openvino.Model, calls: int, threads: int, options: dict[str, str]) -> None:
+        compiled = openvino.Core().compile_model(model, "CPU", _options(calls, threads) | options)
+        self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
+        for _ in range(calls):
+            self._requests.put(compiled.create_infer_request())
+
+    def encode(self, mel: np.ndarray) -> np.ndarray:
+        """Encoder output, (1500, width), of one window of (mels, 3000) log-mel features."""
+        request = self._requests.get()
+        try:
+            request.infer({0: np.ascontiguousarray(mel[None])}, share_inputs=True)
+            output: np.ndarray = request.get_output_tensor().data[0].copy()
+            return output
+        finally:
+            self._requests.put(request)
+
+
+def _options(calls: int, threads: int) -> dict[str, str]:
+    """Not pinned: several workers would all be pinned to the same cores."""
+    counts = {"NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": calls * threads}
+    return {name: str(count) for name, count in counts.items()} | {"ENABLE_CPU_PINNING": "NO"}
+
+
+def mapped(model: openvino.Model, folder: Path) -> openvino.Model:
+    """The same with its constants in a file of ``folder`` that is mapped: what has been read can be dropped again.
+
+    The file may be deleted at once. Without this every constant stays in memory beside the form that is computed with.
+    """
+    openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
+    return openvino.Core().read_model(folder / "encoder.xml")
+
+
+def observe(
+    weights: Weights, mels: Sequence[np.ndarray], watched: int, threads: int
+) -> tuple[dict[str, Range], list[np.ndarray]]:
+    """All in float32: the range of every layer's inputs over the first ``watched`` windows, and the output of the others.
+
+    Layer by layer, so that it takes the memory of one.
+    """
+    numbers = Watched()
+    states = [mel[None] for mel in mels]
+    ranges: dict[str, Range] = {}
+    core = openvino.Core()
+    for stage in Graph(weights, numbers).stages(lambda: [node for pair in numbers.bounds.values() for node in pair]):
+        request = core.compile_model(stage, "CPU", _options(1, threads) | FLOAT32).create_infer_request()
+        for number, state in enumerate(states):
+            request.infer({0: state})
+            states[number], *bounds = (request.get_output_tensor(n).data.copy() for n in range(len(stage.outputs)))
+            for name, low, high in zip(numbers.bounds, bounds[::2], bounds[1::2], strict=True):
+                seen = Range(low, high)
+                if number < watched:
+                    ranges[name] = ranges[name] | seen if name in ranges else seen
+        numbers.bounds.clear()
+    return ranges, [state[0] for state in states[watched:]]
