@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,17 @@ def title(process: psutil.Process) -> str:
         return ""
 
 
+def share_encoders(data: Path) -> None:
+    """What is measured to choose an encoder is kept for all servers of a test run; each would take seconds for it."""
+    data.mkdir(exist_ok=True)
+    if not (data / "encoders").exists():
+        (data / "encoders").symlink_to(tempfile.mkdtemp(prefix="stenopool-encoders-") if not _shared else _shared[0])
+        _shared.append(os.readlink(data / "encoders"))
+
+
+_shared: list[str] = []
+
+
 def free_port() -> int:
     """A TCP port that is free now."""
     with socket.socket() as probe:
@@ -70,6 +82,7 @@ def running(folder: Path, **settings: str) -> Iterator[Server]:
     """Start a server with its data in ``folder``; at the end SIGTERM, and nothing of it may be left."""
     port = free_port()
     log = folder / "server.log"
+    share_encoders(folder / "data")
     own = {
         "PORT": str(port),
         "STENOPOOL_DATA_DIR": str(folder / "data"),

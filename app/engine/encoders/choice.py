@@ -25,11 +25,11 @@ TRIED = 2
 """Windows that errors and times are measured on; no ranges are taken from them."""
 SLOW_S = 1.0
 """Seconds of a call that need not be repeated: what disturbs it is small beside it."""
-ENOUGH_S = 15.0
-"""Seconds that calibration may take; large models make do with fewer windows."""
+LEAST_WINDOWS, ENOUGH_S = 5, 15.0
+"""Windows to calibrate with at least, and seconds that more of them may take."""
 MARGIN = 0.9
 """Another encoder than CTranslate2's must take less than this share of its time."""
-MOST_ERROR, TIMES_ERROR = 0.02, 1.5
+MOST_ERROR, TIMES_ERROR = 0.03, 1.5
 """Relative error against float32 that is always fine; beyond it, at most so many times CTranslate2's own."""
 
 Encode = Callable[[np.ndarray], np.ndarray]
@@ -83,7 +83,7 @@ def choose(weights: Weights, own: Encode, mels: Sequence[np.ndarray], machine: M
     """
     tried = mels[-TRIED:]
     outputs, took = _timed(own, tried)
-    windows = max(1, min(len(mels) - TRIED, int(ENOUGH_S / took)))
+    windows = min(len(mels) - TRIED, max(LEAST_WINDOWS, int(ENOUGH_S / took)))
     ranges, exact = observe(weights, [*mels[:windows], *tried], windows, machine.calls * machine.threads)
     seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
     for name in machine.candidates:

@@ -9,20 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from faster_whisper.audio import decode_audio
 
 from app.engine.asr import WindowModel
 from app.engine.devices import compute_type
 from app.engine.encoders import cache
 from app.engine.encoders.choice import CTRANSLATE2, Choice, Machine, build, choose, run
 from app.engine.encoders.runtime import mapped
+from app.engine.encoders.sounds import sounds
 from app.engine.encoders.weights import Weights
 from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.engine")
 
-_NOISE = 0.005
-"""Standard deviation of what is added to every second recording, of samples in [-1, 1]: rooms are not silent."""
 _LAYERS = re.compile(r"encoder/layer_[1-9]")
 """Variables that CTranslate2 can do without where another encoder stands in; it asks the first layer for its shape."""
 
@@ -50,7 +48,7 @@ def _chosen(setup: WorkerSetup, path: str, machine: Machine, load: Load) -> Choi
     choice = cache.load(folder, name)
     if choice is None:
         own = load(path)
-        mels = [own.log_mel(audio) for audio in _recordings(Path(setup.samples_dir))]
+        mels = [own.log_mel(audio) for audio in sounds(Path(setup.samples_dir))]
         forced = setup.encoder != "auto"
         choice = choose(Weights(file), lambda mel: np.asarray(own.encode(mel[None]))[0], mels, machine, forced=forced)
         cache.save(folder, name, choice)
@@ -69,13 +67,3 @@ def _with_encoder(setup: WorkerSetup, path: Path, choice: Choice, machine: Machi
         (folder / "model.bin").unlink()
         model.encoder = run(choice.name, mapped(build(choice.name, weights, choice.ranges), folder), machine)
     return model
-
-
-def _recordings(folder: Path) -> list[np.ndarray]:
-    chance = np.random.default_rng(0)
-    recordings = []
-    for number, path in enumerate(sorted(folder.glob("*.flac"))):
-        audio: np.ndarray = decode_audio(str(path))
-        noise = chance.normal(0, _NOISE, len(audio)) * (number % 2)
-        recordings.append((audio + noise).astype(np.float32))
-    return recordings

@@ -17,6 +17,8 @@ from app.engine.encoders.graph import Numbers, convolution
 
 ALPHA = 0.95
 """SmoothQuant's migration strength."""
+MARGIN = 1.25
+"""How far ranges go beyond what was seen: what is cut off costs far more than coarser steps."""
 _STEPS = 255
 _LEAST = 1e-5
 
@@ -93,7 +95,7 @@ def _smoothing(seen: Range, weight: np.ndarray) -> np.ndarray:
 
 def _rounded(given: Any, seen: Range) -> Any:
     """In 256 steps between the least and the largest value seen; zero is one of the steps."""
-    low, high = min(0.0, float(seen.low.min())), max(0.0, float(seen.high.max()))
+    low, high = MARGIN * min(0.0, float(seen.low.min())), MARGIN * max(0.0, float(seen.high.max()))
     step = max(high - low, _LEAST) / _STEPS
     zero = round(-low / step)
     bounds = [op.constant(np.float32(bound)) for bound in (-zero * step, (_STEPS - zero) * step)]

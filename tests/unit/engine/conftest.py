@@ -21,6 +21,7 @@ from app import catalogue
 from app.work import Task, WorkerSetup
 
 ROOMS = ("align", "asr", "batch", "devices", "models", "pipeline", "vad")
+ENCODERS = ("cache", "choice", "fitting", "graph", "int8", "runtime", "sounds", "weights")
 SETUP = WorkerSetup(
     "demo",
     "app.engine.pipeline",
@@ -47,8 +48,9 @@ def engine() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "active_count", lambda: 1)
         modules = {room: importlib.import_module(f"app.engine.{room}") for room in ROOMS}
+        encoders = {room: importlib.import_module(f"app.engine.encoders.{room}") for room in ENCODERS}
     setproctitle.setproctitle(title)
-    yield SimpleNamespace(**modules)
+    yield SimpleNamespace(**modules, encoders=SimpleNamespace(**encoders))
     os.environ.clear()
     os.environ.update(before)
 
