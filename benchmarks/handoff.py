@@ -14,7 +14,6 @@ import mmap
 import multiprocessing
 import os
 import socket
-import sys
 import tempfile
 import time
 import zlib
@@ -91,7 +90,7 @@ class Sender:
         self._pipe, theirs = multiprocessing.Pipe()
         self._channel, channel = socket.socketpair()
         self._kept = SharedMemory(create=True, size=size)
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+        context = multiprocessing.get_context("spawn")
         self._process = context.Process(target=receive, args=(theirs, channel, size), daemon=True)
         self._process.start()
         theirs.close()
@@ -115,6 +114,7 @@ class Sender:
     def close(self) -> None:
         """End the other process and give back what is shared."""
         self._pipe.close()
+        self._channel.close()
         self._process.join(10)
         self._process.kill()
         self._kept.close()

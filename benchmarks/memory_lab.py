@@ -28,7 +28,7 @@ from app.pool.handle import Handle
 from app.pool.spawn import Spawner
 from app.settings import PROJECT_ROOT, Settings
 from app.work import Task
-from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of
+from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of, pss_of
 from benchmarks.serving import Server, inherited, serving
 
 RATE = 16_000
@@ -149,6 +149,28 @@ class Lab:
             "peak_own": _own(peak, after),
             "after": after,
         }
+
+    async def at_work(self, model: str, streams: int) -> dict[str, Any]:
+        """A fresh worker with so many streams, each with one job, all at once: its memory when idle, and its highest at work.
+
+        All else is the server's default: one stream has one runner, several have as many as there are cores.
+        """
+        setup = worker_setup(self.settings(streams=streams), model)
+        child = await self._spawner.start(setup)
+        handle = Handle(model, streams, child)
+        listening = asyncio.create_task(handle.listen(time.monotonic))
+        await asyncio.wait_for(asyncio.shield(handle.ready), 600)
+        idle, pcm = pss_of(child.pid), speech(self._folder, STREAM_S)
+        options = TranscribeOptions(model, language="en", vad=VadOptions(chunk_s=MODELS[model].chunk_s))
+        names = [f"job-{number}" for number in range(streams)]
+        tasks = [Task(name, 1, str(pcm), str(self._folder / f"{name}.json"), options) for name in names]
+        with Peak(lambda: pss_of(child.pid), GROUP_EVERY_S) as peak:
+            await asyncio.wait_for(asyncio.gather(*(handle.begin(task, None).done for task in tasks)), 3600)
+        segments = [len(json.loads(Path(task.result_path).read_text())["segments"]) for task in tasks]  # noqa: ASYNC240
+        child.kill()
+        await child.reap()
+        await listening
+        return {"runners": setup.runners, "idle": idle, "peak": peak.high, "segments": segments}
 
     # -- N streams, N copies
 
