@@ -104,7 +104,7 @@ def throughput(model: str, folder: Path, models_dir: Path, args: argparse.Namesp
     """Audio seconds per second of all three in every round, and the ratios."""
     paths = write_corpus(folder / "audio", [args.seconds] * args.clients)
     wavs, pcms = [path.read_bytes() for path in paths], [pcm_file(path) for path in paths]
-    ours = Ours(folder / "limit-data", models_dir)
+    ours = Ours(folder / "data", models_dir)
     path = local_path(model, ours.settings)
     assert path is not None
     rates: dict[str, list[float]] = {"server": [], "limit": [], "locked": []}
@@ -114,11 +114,11 @@ def throughput(model: str, folder: Path, models_dir: Path, args: argparse.Namesp
         stack.callback(ours.close)
         limit = ours.start_limit(model)
         stack.callback(limit.close)
+        limit.wait()  # one after the other: who loads a model measures which encoder is the fastest
+        limit.ask("choose", files=pcms)
         server = stack.enter_context(serving(folder, **server_settings(model, models_dir)))
         ours_client = stack.enter_context(client_of(server))
         baseline = stack.enter_context(locked(model, path))
-        limit.wait()
-        limit.ask("choose", files=pcms)
         for client, params in ((ours_client, ours_params(model)), (baseline, {})):
             at_once(client, wavs[:2], **params)
         for number in range(args.rounds):

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace, folder: Path) -> int:
     show(given)
     models_dir = models_folder(args.models_dir, [args.model], folder / "models")
     word, long = write_corpus(folder / "audio", [WORD_S, args.seconds])
-    ours = Ours(folder / "engine-data", models_dir)
+    ours = Ours(folder / "data", models_dir)  # the server's: the choice of an encoder that was measured there holds here too
     with ExitStack() as stack:
         stack.callback(ours.close)
         server = stack.enter_context(serving(folder, **server_settings(args.model, models_dir)))

@@ -14,6 +14,7 @@ import sys
 import time
 import wave
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,12 @@ from app.catalogue import MODELS, worker_setup
 from app.errors import InputError
 from app.http.schemas import TranscribeParams, parse
 from app.jobs import TranscribeOptions
-from app.pool.handle import Handle
 from app.pool.spawn import METHOD, Spawner
 from app.settings import PROJECT_ROOT, Settings
 from app.work import Task
 from benchmarks.serving import inherited
+from benchmarks.workers import PATIENCE_S, Worker
 
-PATIENCE_S = 3600.0
 SPELLINGS = {"none": ("false",), "aligned": ("aligned", "true"), "fast": ("fast",)}
 QUIET = {"PYANNOTE_METRICS_ENABLED": "false", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -134,8 +134,11 @@ class Ours:
         self.given: dict[str, Any] = settings
         self._loop = asyncio.new_event_loop()
         self._spawner = Spawner(("app.engine.preload",))
-        self._handle: Handle | None = None
+        self._worker: Worker | None = None
+        self._model = ""
         self._number = 0
+        if METHOD == "forkserver":
+            forkserver.ensure_running()  # its imports take half a minute: they begin now
         main: Any = sys.modules["__main__"]  # a worker imports it once more: let it be the server's, which is small
         main.__spec__, main.__file__ = None, str(PROJECT_ROOT / "main.py")
 
@@ -150,43 +153,41 @@ class Ours:
         self._wait(self._load(model))
 
     async def _load(self, model: str) -> None:
-        child = await self._spawner.start(worker_setup(self.settings, model))
-        self._handle = Handle(model, 1, child)
-        self._listening = asyncio.create_task(self._handle.listen(time.monotonic))
-        await asyncio.wait_for(asyncio.shield(self._handle.ready), PATIENCE_S)
+        self._model = model
+        self._worker = Worker(await self._spawner.start(worker_setup(self.settings, model)))
+        await self._worker.ready()
 
     def run(self, files: list[str], words: str = "none", language: str | None = "en") -> dict[str, Any]:
         """All files at once: seconds, window texts of each, word counts of each."""
-        handle, tasks = self._tasks(files, words, language)
-        return {"s": self._wait(self._at_once(handle, tasks)), **_results(tasks)}
+        tasks = self._tasks(files, words, language)
+        return {"s": self._wait(self._at_once(tasks)), **_results(tasks)}
 
     def closed_loop(self, files: list[str], clients: int, language: str | None = "en") -> dict[str, Any]:
         """So many clients hand in the files one after the other: seconds in all, latencies, window texts of each."""
-        handle, tasks = self._tasks(files, "none", language)
-        seconds, latencies = self._wait(self._loop_of(handle, tasks, clients))
+        tasks = self._tasks(files, "none", language)
+        seconds, latencies = self._wait(self._loop_of(tasks, clients))
         return {"s": seconds, "latencies": latencies, **_results(tasks)}
 
-    def _tasks(self, files: list[str], words: str, language: str | None) -> tuple[Handle, list[Task]]:
-        assert self._handle is not None
-        options = options_for(self._handle.model, words, language)
+    def _tasks(self, files: list[str], words: str, language: str | None) -> list[Task]:
+        options = options_for(self._model, words, language)
         tasks = []
         for file in files:
             self._number += 1
             result = self._data / f"result-{self._number}.json"
             tasks.append(Task(f"job-{self._number}", 1, file, str(result), options))
-        return self._handle, tasks
+        return tasks
 
-    async def _at_once(self, handle: Handle, tasks: list[Task]) -> float:
+    async def _at_once(self, tasks: list[Task]) -> float:
+        assert self._worker is not None
         began = time.perf_counter()
-        running = [handle.begin(task, None).done for task in tasks]
-        await asyncio.wait_for(asyncio.gather(*running), PATIENCE_S)
+        await asyncio.gather(*map(self._worker.run, tasks))
         return time.perf_counter() - began
 
-    async def _loop_of(self, handle: Handle, tasks: list[Task], clients: int) -> tuple[float, list[float]]:
+    async def _loop_of(self, tasks: list[Task], clients: int) -> tuple[float, list[float]]:
         waiting, latencies = iter(tasks), []
 
         async def client() -> None:
-            latencies.extend([await self._at_once(handle, [task]) for task in waiting])
+            latencies.extend([await self._at_once([task]) for task in waiting])
 
         began = time.perf_counter()
         await asyncio.gather(*(client() for _ in range(clients)))
@@ -211,14 +212,9 @@ class Ours:
 
     def unload(self) -> None:
         """End the worker."""
-        if self._handle is not None:
-            self._wait(self._end(self._handle))
-            self._handle = None
-
-    async def _end(self, handle: Handle) -> None:
-        handle.child.kill()
-        await handle.child.reap()
-        await self._listening
+        if self._worker is not None:
+            self._wait(self._worker.end())
+            self._worker = None
 
     def close(self) -> None:
         """End the worker and the forkserver."""

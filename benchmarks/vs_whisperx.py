@@ -156,12 +156,12 @@ def compare(model: str, ours: Ours, folder: Path, args: argparse.Namespace) -> C
     with ExitStack() as stack:
         stock = start_stock(model, str(path), aligner_for(model, folder) if "aligned" in words else None)
         stack.callback(stock.close)
+        stock.wait()  # one after the other: a worker measures which encoder is the fastest while it loads
         ours.load(model)
         stack.callback(ours.unload)
         limit = ours.start_limit(model)
         stack.callback(limit.close)
-        for side in (stock, limit):
-            side.wait()
+        limit.wait()
         case = Case(model, ours, stock, limit, words)
         chosen = case.warm(args.long, args.clip_files)
         print(f"{model}: the limit's arrangement of threads: {chosen['chosen']}", flush=True)
