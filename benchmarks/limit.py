@@ -33,7 +33,7 @@ def serve(pipe: Connection) -> None:
 def fastest_encoder(model: Any) -> Encode:
     """The bare call of the encoder that is the fastest here, by the engine's own measurement when it loaded the model.
 
-    Takes one mel, (1, mels, 3000); gives (1, 1500, width). ``encoder`` is what stands in for CTranslate2's own, if there is one.
+    Takes one mel, (1, mels, 3000); gives (1, 1500, width). ``encoder`` stands in for CTranslate2's own, where there is one.
     """
     chosen = getattr(model, "encoder", None)
     if chosen is not None:
@@ -85,7 +85,11 @@ class Limit:
                 tried[self._chosen] = time.perf_counter() - began
         self._arrange(min(tried, key=lambda one: tried[one]))
         self._decode(mels[: self._chosen.runners])
-        return {"chosen": vars(self._chosen), "tried": [{**vars(one), "s": took} for one, took in tried.items()]}
+        encoder = getattr(getattr(self._model, "choice", None), "name", "ctranslate2")
+        return {
+            "chosen": {**vars(self._chosen), "encoder": encoder},
+            "tried": [{**vars(one), "s": took} for one, took in tried.items()],
+        }
 
     def run(self, files: list[str]) -> dict[str, Any]:
         """All files at once: seconds, of them seconds of Silero; window texts of each; ``mel_s``, which is not counted."""
