@@ -46,12 +46,13 @@ class Case:
         self.seconds: dict[str, list[float]] = {}
         self.texts: dict[str, list[list[str]]] = {}
         self.counts: dict[str, list[int]] = {}
+        self.chosen: dict[str, Any] = {}
 
-    def warm(self, long: list[str], clips: list[str]) -> dict[str, Any]:
-        """One run of everything on a clip; which arrangement of threads the limit takes."""
+    def warm(self, long: list[str], clips: list[str]) -> None:
+        """One run of everything on a clip; the limit chooses its arrangement of threads."""
         self.round(clips[:1], clips[:1])
         self.seconds.clear()
-        return self._limit.ask("choose", files=long)
+        self.chosen = self._limit.ask("choose", files=long)
 
     def round(self, long: list[str], clips: list[str]) -> None:
         """Every side once, in turns. Stock WhisperX runs the long file once; what ``align`` took is known apart."""
@@ -89,6 +90,9 @@ class Case:
         found.append(self._ratio("clips", "stock, clips", "ours, clips", CLIPS))
         found.append(self._ratio("long file, of the limit", "limit", "ours, none", LIMIT))
         found.append(self._ratio("clips, of the limit", "limit, clips", "ours, clips", LIMIT))
+        with_mels = [limit + mels for limit, mels in zip(self.seconds["limit"], self.seconds["limit, mels"], strict=True)]
+        told = per_round(with_mels, self.seconds["ours, none"])
+        found.append(Found(f"{self.model} long file, of the limit with its mels", told))
         for ours, limit in (("ours, none", "limit"), ("ours, clips", "limit, clips")):
             same = agreement(self.texts[ours], self.texts[limit])
             found.append(Found(f"{self.model} words as of the {limit}", (same,), SAME))
@@ -163,8 +167,8 @@ def compare(model: str, ours: Ours, folder: Path, args: argparse.Namespace) -> C
         stack.callback(limit.close)
         limit.wait()
         case = Case(model, ours, stock, limit, words)
-        chosen = case.warm(args.long, args.clip_files)
-        print(f"{model}: the limit's arrangement of threads: {chosen['chosen']}", flush=True)
+        case.warm(args.long, args.clip_files)
+        print(f"{model}: the limit's arrangement of threads: {case.chosen['chosen']}", flush=True)
         for number in range(args.rounds):
             case.round(args.long, args.clip_files)
             last = {side: round(values[-1], 2) for side, values in case.seconds.items()}
@@ -218,6 +222,7 @@ def result(cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
             case.model: {
                 "seconds": case.seconds,
                 "words": case.counts,
+                "limit": case.chosen,
                 "ratios": [one.to_dict() for one in case.found()],
                 "outputs": case.outputs(),
             }
