@@ -5,6 +5,11 @@
 
 Prints Markdown tables in MB (10^6 bytes) and writes all figures to OUT in bytes. Peaks are the highest of samples.
 What the figures mean: :mod:`benchmarks.processes`. OUT is written after every step; with ``--resume`` what it holds is kept.
+
+    python -m benchmarks.memory --four-streams --models small --models-dir DIR --json OUT
+
+Only this: the PSS of a worker with four streams, all at work, beside that of one with one; fresh workers in turns. The last
+line is the ratio, the exit status 1 where it is above 1.6.
 """
 
 from __future__ import annotations
@@ -21,9 +26,11 @@ from typing import Any
 
 from app.catalogue import MODELS
 from benchmarks.memory_lab import COPY_KINDS, STREAM_S, Lab
+from benchmarks.ratios import ROUNDS, Found, Target, conditions, finish, per_round, show, table
 
 MB = 1e6
 QUARTER = 0.25
+FOUR = Target(1.6, at_most=True)
 
 
 def job_cases(model: str, lengths: list[float]) -> list[dict[str, Any]]:
@@ -74,13 +81,41 @@ def measure(lab: Lab, results: Results, args: argparse.Namespace) -> None:
                 results.get(name, lambda model=model, count=count, kind=kind: lab.copies(model, count, kind))
 
 
+def four_streams(lab: Lab, args: argparse.Namespace) -> int:
+    """The highest PSS of a worker with four jobs over that of one with one job; the exit status."""
+    given = conditions()
+    show(given)
+    wait = asyncio.new_event_loop().run_until_complete
+    found, data = [], {}
+    try:
+        for model in args.models:
+            runs: dict[int, list[dict[str, Any]]] = {1: [], 4: []}
+            for _ in range(args.rounds):
+                for count, seen in runs.items():
+                    seen.append(wait(lab.at_work(model, count)))
+                    print(f"{model}, {count} streams: {json.dumps(seen[-1])}", flush=True)
+            ratios = [
+                Found(
+                    f"{model}, four streams beside one, {kind.upper()}",
+                    per_round(*(_peaks(runs[count], kind) for count in (4, 1))),
+                    goal,
+                )
+                for kind, goal in (("pss", FOUR), ("own", None))
+            ]
+            found += ratios
+            data[model] = {**runs, "ratios": [one.to_dict() for one in ratios]}
+            if args.json:
+                args.json.write_text(json.dumps({**given, "four_streams": data}, indent=1) + "\n")
+    finally:
+        lab.close()
+    return finish(found)
+
+
+def _peaks(runs: list[dict[str, Any]], kind: str) -> list[float]:
+    return [float(run["peak"][kind]) for run in runs]
+
+
 # -- tables
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def mb(value: float) -> str:
@@ -95,7 +130,7 @@ def load_table(data: dict[str, Any], models: list[str]) -> str:
         found = data.get(f"load {model}", {})
         if "idle" in found:
             rows.append([model, mb(found["idle"]["own"]), mb(found["load_peak_own"]), found["load_s"], found["load_cpu_s"]])
-    return table(["model", "worker, own MB", "peak while loading", "load, s", "load, CPU s"], rows)
+    return table(["model", "worker, own MB", "peak while loading", "load, s", "load, CPU s"], rows) + "\n"
 
 
 def job_table(data: dict[str, Any], models: list[str]) -> str:
@@ -109,7 +144,7 @@ def job_table(data: dict[str, Any], models: list[str]) -> str:
             row = [model, found["vad"], words, found["batch"], f"{found['audio_s']:g}", mb(found["extra"]), mb(found["kept"])]
             rows.append([*row, found["job_s"], each])
     head = ["model", "VAD", "words", "batch", "audio, s", "peak over idle, MB", "kept, MB", "job, s", "CPU s per window"]
-    return table(head, rows)
+    return table(head, rows) + "\n"
 
 
 def ratio_table(data: dict[str, Any], models: list[str], streams: list[int], kinds: list[str]) -> str:
@@ -124,7 +159,7 @@ def ratio_table(data: dict[str, Any], models: list[str], streams: list[int], kin
                     rows.append([model, count, kind, *compared(ours, theirs)])
     columns = ["server idle", "copies idle", "server peak", "copies peak", "ratio", "of anonymous", "of idle", "a quarter?"]
     head = ["model", "N", "copies of", *columns]
-    return table(head, rows)
+    return table(head, rows) + "\n"
 
 
 def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -149,7 +184,7 @@ def report(data: dict[str, Any], args: argparse.Namespace) -> str:
         idle = base["idle"]
         parts.append(f"Forkserver without a worker: {mb(idle['anon'])} MB anonymous, {mb(idle['files'])} MB of files.\n")
         files = [[name, mb(found["rss"]), mb(found["anon"])] for name, found in base["by_file"].items()]
-        parts.append(table(["mapped", "resident MB", "of it anonymous"], files))
+        parts.append(table(["mapped", "resident MB", "of it anonymous"], files) + "\n")
     parts += [load_table(data, args.models), job_table(data, args.models)]
     parts.append(f"N times {STREAM_S} s of audio at once, batches of 4:\n")
     parts.append(ratio_table(data, args.models, args.streams, args.copies))
@@ -169,11 +204,16 @@ def main() -> None:
     parser.add_argument("--copies", nargs="*", default=["stock-int8"], choices=COPY_KINDS)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--resume", action="store_true", help="keep what the JSON file already holds")
+    parser.add_argument("--four-streams", action="store_true", help="only four streams beside one")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of --four-streams")
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that servers and copies are ended as well
     results = Results(args.json, args.resume)
     with tempfile.TemporaryDirectory(prefix="stenopool-memory-") as folder:
-        measure(Lab(Path(folder), args.models_dir), results, args)
+        lab = Lab(Path(folder), args.models_dir)
+        if args.four_streams:
+            sys.exit(four_streams(lab, args))
+        measure(lab, results, args)
     print(report(results.data, args))
 
 

@@ -24,12 +24,12 @@ import psutil
 
 from app.catalogue import MODELS, worker_setup
 from app.jobs import TranscribeOptions, VadOptions
-from app.pool.handle import Handle
 from app.pool.spawn import Spawner
 from app.settings import PROJECT_ROOT, Settings
 from app.work import Task
-from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of
+from benchmarks.processes import Peak, anonymous_of, by_file, family, files_of, group_of, memory_of, pss_of
 from benchmarks.serving import Server, inherited, serving
+from benchmarks.workers import Worker
 
 RATE = 16_000
 STREAM_S = 120
@@ -112,9 +112,8 @@ class Lab:
         began = time.monotonic()
         child = await self._spawner.start(setup)
         with Peak(lambda: anonymous_of(child.pid), WORKER_EVERY_S) as loading:
-            handle = Handle(model, 1, child)
-            listening = asyncio.create_task(handle.listen(time.monotonic))
-            await asyncio.wait_for(asyncio.shield(handle.ready), 600)
+            worker = Worker(child)
+            await worker.ready()
             took = time.monotonic() - began
         idle = memory_of([child.pid])
         figures: dict[str, Any] = {
@@ -125,22 +124,20 @@ class Lab:
         }
         if seconds is not None:
             figures |= {"audio_s": seconds, "batch": batch, "vad": vad, "words": words}
-            figures |= await self._run(handle, speech(self._folder, seconds), vad, words)
+            figures |= await self._run(worker, model, speech(self._folder, seconds), vad, words)
             figures["extra"] = figures["peak_own"] - idle["own"]
             figures["kept"] = figures["after"]["own"] - idle["own"]
-        child.kill()
-        await child.reap()
-        await listening
+        await worker.end()
         return figures
 
-    async def _run(self, handle: Handle, pcm: Path, vad: str, words: bool) -> dict[str, Any]:
-        model, result = handle.model, self._folder / "result.json"
+    async def _run(self, worker: Worker, model: str, pcm: Path, vad: str, words: bool) -> dict[str, Any]:
+        result, pid = self._folder / "result.json", worker.child.pid
         chosen = VadOptions(method=vad, chunk_s=MODELS[model].chunk_s)
         task = Task("job", 1, str(pcm), str(result), TranscribeOptions(model, word_timestamps=words, vad=chosen))
-        began, used = time.monotonic(), _cpu_s(handle.child.pid)
-        with Peak(lambda: anonymous_of(handle.child.pid), WORKER_EVERY_S) as peak:
-            await asyncio.wait_for(handle.begin(task, None).done, 3600)
-        took, used, after = time.monotonic() - began, _cpu_s(handle.child.pid) - used, memory_of([handle.child.pid])
+        began, used = time.monotonic(), _cpu_s(pid)
+        with Peak(lambda: anonymous_of(pid), WORKER_EVERY_S) as peak:
+            await worker.run(task)
+        took, used, after = time.monotonic() - began, _cpu_s(pid) - used, memory_of([pid])
         segments = len(json.loads(result.read_text())["segments"])
         return {
             "job_s": round(took, 2),
@@ -149,6 +146,25 @@ class Lab:
             "peak_own": _own(peak, after),
             "after": after,
         }
+
+    async def at_work(self, model: str, streams: int) -> dict[str, Any]:
+        """A fresh worker with so many streams, each with one job, all at once: its memory when idle, and its highest at work.
+
+        All else is the server's default: one stream has one runner, several have as many as there are cores.
+        """
+        setup = worker_setup(self.settings(streams=streams), model)
+        child = await self._spawner.start(setup)
+        worker = Worker(child)
+        await worker.ready()
+        idle, pcm = pss_of(child.pid), speech(self._folder, STREAM_S)
+        options = TranscribeOptions(model, language="en", vad=VadOptions(chunk_s=MODELS[model].chunk_s))
+        names = [f"job-{number}" for number in range(streams)]
+        tasks = [Task(name, 1, str(pcm), str(self._folder / f"{name}.json"), options) for name in names]
+        with Peak(lambda: pss_of(child.pid), GROUP_EVERY_S) as peak:
+            await asyncio.gather(*map(worker.run, tasks))
+        segments = [len(json.loads(Path(task.result_path).read_text())["segments"]) for task in tasks]  # noqa: ASYNC240
+        await worker.end()
+        return {"runners": setup.runners, "idle": idle, "peak": peak.high, "segments": segments}
 
     # -- N streams, N copies
 

@@ -2,6 +2,7 @@
 
 own       bytes of a process that no other shares and no file backs: what its end would give back
 anon      the same, and what it shares with the process it was forked from
+pss       all that is resident, what k processes share counted as 1/k
 pss_anon  ``anon``, what k processes share counted as 1/k: over a whole family, every page once
 files     resident pages of files (libraries, mostly), over a group of processes each counted once
 """
@@ -51,6 +52,16 @@ def anonymous_of(pid: int) -> dict[str, int]:
     except OSError:
         return {"anon": 0}
     return {"anon": 1024 * int(status.split("RssAnon:")[1].split()[0])}
+
+
+def pss_of(pid: int) -> dict[str, int]:
+    """``pss`` and ``own`` of a process, bytes; 0 where it has ended."""
+    names = {"Pss:": "pss", "Private_Dirty:": "own"}
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return dict.fromkeys(names.values(), 0)
+    return {names[name]: 1024 * int(kb) for name, kb, *_ in map(str.split, lines) if name in names}
 
 
 class Peak:

@@ -6,13 +6,15 @@
 Each lies in ``DIR/<name>`` as the hub's models do (float16 unless told otherwise), with Whisper's real tokenizer. Every
 window says the same ``--tokens`` tokens, whatever the audio: the decoder's position embeddings drown everything else,
 and point at one token each, then at the end of text. A prompt longer than Whisper's own four tokens ends the text sooner.
-The largest takes 5.5 GB of RAM, 6.5 GB of disk and 90 s to make.
+The largest takes 5.5 GB of RAM, 6.5 GB of disk and 90 s to make. ``aligner`` is a wav2vec2-base with the demo aligner's
+letters, in ``DIR/align-en``, where servers look for it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,16 @@ import torch
 from ctranslate2.converters import TransformersConverter
 from faster_whisper.tokenizer import Tokenizer as FasterTokenizer
 from tokenizers import Tokenizer
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizerFast
+from transformers import (
+    GenerationConfig,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperTokenizerFast,
+)
 
+from app.catalogue import DEMO_ALIGNER
 from demo.export import PREPROCESSOR, replace_files
 from demo.model import load_tokenizer
 
@@ -179,15 +189,29 @@ def write(name: str, into: Path, quantization: str = "float16", tokens: int = 32
     return into / name
 
 
+def write_aligner(into: Path, seed: int = 0) -> Path:
+    """Make a wav2vec2-base for English with random weights; returns its folder."""
+    folder = into / "align-en"
+    vocabulary = json.loads((DEMO_ALIGNER / "vocab.json").read_text())
+    torch.manual_seed(seed)
+    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=len(vocabulary), pad_token_id=vocabulary["<pad>"])).save_pretrained(folder)
+    for name in ("vocab.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copyfile(DEMO_ALIGNER / name, folder / name)
+    return folder
+
+
 def main() -> None:
     """Write the models that were named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", choices=SHAPES)
+    parser.add_argument("models", nargs="+", choices=[*SHAPES, "aligner"])
     parser.add_argument("--into", type=Path, required=True, help="folder for STENOPOOL_MODELS_DIR")
     parser.add_argument("--quantization", default="float16", choices=["float32", "float16", "bfloat16", "int8", "int8_float16"])
     parser.add_argument("--tokens", type=int, default=32, help="tokens that every window says")
     args = parser.parse_args()
     for name in args.models:
+        if name == "aligner":
+            print(write_aligner(args.into))
+            continue
         folder = write(name, args.into, args.quantization, args.tokens)
         print(f"{folder}: {(folder / 'model.bin').stat().st_size / 1e6:.0f} MB")
 

@@ -1,0 +1,159 @@
+"""The service around the engine: what HTTP, admission, decoding, the store and the worker's pipe add to a call of the engine.
+
+    python -m benchmarks.overhead --into OUT                                     # the demo model
+    python -m benchmarks.overhead --model tiny --models-dir DIR --into OUT
+
+Needs a quiet machine. A clip of a word (1 s) and a long file, in turns: uploaded to the real server, and handed as samples to
+``Pipeline.transcribe`` in a process of its own with the same settings. What the service adds to the clip is the difference in
+milliseconds, to the long file the difference in percent; both of each round, and of those the median. The texts must be equal.
+The exit status is 1 where more is added than promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.catalogue import MODELS, worker_setup
+from app.pool.spawn import METHOD
+from app.work import Task, WorkerSetup
+from benchmarks.clients import ask, client_of, ours_params, server_settings
+from benchmarks.corpus import write_corpus
+from benchmarks.openloop import percentile
+from benchmarks.ratios import ROUNDS, Found, Target, conditions, finish, save, show
+from benchmarks.serving import serving
+from benchmarks.sides import Ours, Remote, answer, options_for, pcm_file
+from benchmarks.vs_whisperx import models_folder
+
+CLIP = Target(15.0, at_most=True, unit=" ms")
+LONG = Target(3.0, at_most=True, unit=" %")
+WORD_S = 1.0
+
+
+class Bare:
+    """The engine's pipeline, without the worker around it."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        from app.engine.pipeline import create
+
+        self._model, self._engine = setup.model, create(setup)
+
+    def run(self, file: str) -> dict[str, Any]:
+        """Seconds of one call, and the texts."""
+        task = Task("bare", 1, file, "", options_for(self._model, "none", "en"))
+        began = time.perf_counter()
+        result = self._engine.transcribe(task, lambda stage, done: None, lambda: False)
+        return {"s": time.perf_counter() - began, "texts": [segment["text"] for segment in result["segments"]]}
+
+
+def serve(pipe: Connection) -> None:
+    """Entry of the engine's process."""
+    setup = WorkerSetup.from_dict(pipe.recv())
+    answer(pipe, lambda: Bare(setup))
+
+
+def start_bare(ours: Ours, model: str) -> Remote:
+    """The engine, loaded."""
+    here, there = multiprocessing.Pipe()
+    context: Any = multiprocessing.get_context(METHOD)
+    from benchmarks import overhead  # not __main__, which a worker has not
+
+    process = context.Process(target=overhead.serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    here.send(worker_setup(ours.settings, model).to_dict())
+    bare = Remote("the engine", here, process.kill)
+    bare.wait()
+    return bare
+
+
+class Pair:
+    """One recording, both ways."""
+
+    def __init__(self, client: httpx.Client, bare: Remote, model: str, path: Path) -> None:
+        self._client, self._bare, self._model = client, bare, model
+        self._wav, self._pcm = path.read_bytes(), pcm_file(path)
+        self.service: list[float] = []
+        self.engine: list[float] = []
+
+    def once(self) -> None:
+        """Seconds of both; an error where they say different things."""
+        began = time.perf_counter()
+        said = ask(self._client, self._wav, **ours_params(self._model))
+        self.service.append(time.perf_counter() - began)
+        result = self._bare.ask("run", file=self._pcm)
+        self.engine.append(result["s"])
+        if said != result["texts"]:
+            raise SystemExit(f"the service says {said}, the engine {result['texts']}")
+
+    def added_ms(self) -> tuple[float, ...]:
+        """Of every round."""
+        return tuple(1000 * (service - engine) for service, engine in zip(self.service, self.engine, strict=True))
+
+    def added_percent(self) -> tuple[float, ...]:
+        """Of every round."""
+        return tuple(100 * (service / engine - 1) for service, engine in zip(self.service, self.engine, strict=True))
+
+
+def run(args: argparse.Namespace, folder: Path) -> int:
+    """Measure, print, write; the exit status."""
+    given = conditions()
+    show(given)
+    models_dir = models_folder(args.models_dir, [args.model], folder / "models")
+    word, long = write_corpus(folder / "audio", [WORD_S, args.seconds])
+    ours = Ours(folder / "data", models_dir)  # the server's: the choice of an encoder that was measured there holds here too
+    with ExitStack() as stack:
+        stack.callback(ours.close)
+        server = stack.enter_context(serving(folder, **server_settings(args.model, models_dir)))
+        client = stack.enter_context(client_of(server))
+        bare = start_bare(ours, args.model)
+        stack.callback(bare.close)
+        warm = Pair(client, bare, args.model, word)
+        for _ in range(5):
+            warm.once()
+        clips, files = Pair(client, bare, args.model, word), Pair(client, bare, args.model, long)
+        for number in range(args.rounds):
+            for _ in range(args.clips):
+                clips.once()
+            files.once()
+            print(f"round {number + 1}, s: service {files.service[-1]:.2f}, engine {files.engine[-1]:.2f}", flush=True)
+    for side, values in (("service", clips.service), ("engine", clips.engine)):
+        quantiles = ", ".join(f"p{100 * part:.0f} {1000 * percentile(values, part):.1f} ms" for part in (0.5, 0.95))
+        print(f"the clip, {side}: {quantiles}")
+    found = [
+        Found(f"{args.model} added to a clip of {WORD_S:g} s", clips.added_ms(), CLIP),
+        Found(f"{args.model} added to a file of {args.seconds:g} s", files.added_percent(), LONG),
+    ]
+    seconds = {
+        "clip": {"service": clips.service, "engine": clips.engine},
+        "long": {"service": files.service, "engine": files.engine},
+    }
+    save(args.into, "overhead", {**given, "ratios": [one.to_dict() for one in found], "seconds": seconds})
+    return finish(found)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", choices=MODELS)
+    parser.add_argument("--models-dir", type=Path, help="folder of real or random models, one sub-folder per name")
+    parser.add_argument("--clips", type=int, default=40, help="pairs of clips per round")
+    parser.add_argument("--seconds", type=float, default=600.0, help="length of the long file")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--into", type=Path, help="folder for overhead.json")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="stenopool-overhead-") as folder:
+        sys.exit(run(args, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
