@@ -115,6 +115,16 @@ def footprint(model: str, compute_type: str, device: str) -> Footprint:
     return Footprint(int(resident), int(resident + row["weights"] * scale), row["load_s"])
 
 
+def gpu_bytes(model: str, compute_type: str, stages: bool) -> tuple[int, int]:
+    """What a worker takes of a GPU: for itself, and for each window that is at work; a whole batch goes through the encoder.
+
+    ``stages``: alignment and pyannote run on it too.
+    """
+    row, scale = _model(model), table.compute(compute_type, "cuda")["weights"]
+    fixed = table.GPU["context"] + row["weights"] * scale + (table.GPU["stages"] if stages else 0)
+    return int(fixed), int(row["first"] + row["slot"])
+
+
 def _model(model: str) -> dict[str, float]:
     return table.MODELS[table.family(model) or "large"]  # The dearest: a guess that is too low kills a worker.
 
