@@ -105,5 +105,5 @@ class Bills:
                 "reservations": ledger.holders(),
             }
             for device, ledger in self._devices.items()
-            if ledger.reserved
+            if ledger.reserved  # none on a CPU
         }

@@ -1,21 +1,20 @@
 """What is different on a GPU: its libraries, its memory, and its failures. Nothing here was run on one.
 
 CTranslate2 cannot say how much memory a device has, torch can (``torch.cuda.mem_get_info``). Both raise plain ``RuntimeError``
-where CUDA fails: CTranslate2 "CUDA failed with error ...", torch "CUDA error: ..." and "CUDA out of memory".
+where CUDA fails: CTranslate2 "CUDA failed with error ..." (also for a lack of memory) and "cuBLAS failed with status ...",
+torch "CUDA error: ..." and "CUDA out of memory".
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import logging
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import torch
 
+from app.engine import cublas
 from app.engine.devices import asr_device, index_of
 from app.errors import ModelUnavailable
 from app.work import DeviceLost, DeviceMemory, WorkerSetup, kind_of
@@ -25,10 +24,8 @@ log = logging.getLogger("stenopool.engine")
 P = TypeVar("P")
 R = TypeVar("R")
 
-CUBLAS = ("libcublasLt.so.12", "libcublas.so.12")
-"""CTranslate2 4.8 opens the second by name, and that one needs the first."""
 _OUT_OF_MEMORY = re.compile("out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
-_CUDA = re.compile("CUDA|cuBLAS|cuDNN", re.IGNORECASE)
+_LOST = re.compile("CUDA failed with error|cuBLAS failed with status|CUDA error|CUBLAS_STATUS|CUDNN_STATUS_(EXEC|INTERNAL)")
 
 
 class OnDevice(Protocol):
@@ -50,7 +47,7 @@ def on_its_device(make: Callable[[WorkerSetup], E], setup: WorkerSetup) -> E:
     if kind_of(device) != "cuda":
         return make(setup)
     try:
-        preload_cublas()
+        cublas.preload()
         torch.cuda.set_device(index_of(device))  # what does not say which one takes this one
         free, total = torch.cuda.mem_get_info(index_of(device))
         setup = _fitting(setup, device, DeviceMemory(total, free, 0))
@@ -90,18 +87,6 @@ def _failed(setup: WorkerSetup, error: Exception) -> ModelUnavailable:
     )
 
 
-def preload_cublas() -> None:
-    """Load cuBLAS from the wheels that the CUDA build of torch brings; then who opens it by name finds it in the process.
-
-    Where there are no such wheels the system's is used, if the linker knows it.
-    """
-    spec = importlib.util.find_spec("nvidia.cublas") if importlib.util.find_spec("nvidia") else None
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        for name in CUBLAS:
-            if (path := Path(folder) / "lib" / name).is_file():
-                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-
-
 def halving(run: Callable[[Sequence[P]], list[R]], batch: Sequence[P]) -> list[R]:
     """``run(batch)``; where the device has no memory for that, in two halves, and so on."""
     try:
@@ -122,5 +107,5 @@ def raise_if_lost(error: RuntimeError) -> None:
     Raises:
         DeviceLost: it is one.
     """
-    if _CUDA.search(str(error)) and not _OUT_OF_MEMORY.search(str(error)):
+    if _LOST.search(str(error)) and not _OUT_OF_MEMORY.search(str(error)):
         raise DeviceLost(str(error)) from error

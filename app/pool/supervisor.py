@@ -171,15 +171,17 @@ class Pool:
 
     def _fill(self, lane: Lane, keep: frozenset[str]) -> Blocked:
         """Start one missing worker if there is memory and nothing else is loading; why a job cannot start in the lane."""
-        found = Blocked.LOADING if lane.loading else Blocked.BUSY
+        found, full = Blocked.LOADING if lane.loading else Blocked.BUSY, None
         for site in openings(lane, self._lanes.values(), 0 if self._closed else self._limits.workers_per_model):
             if (pause_s := site.not_before - self._now()) > 0:  # it backs off, and holds no memory meanwhile
                 if site.retry is None:
                     site.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane, site)
                 found = Blocked.LOADING
-            elif (found := self._begin(lane, site, keep)) is Blocked.LOADING:
-                break
-        return found
+            elif (begun := self._begin(lane, site, frozenset(self._lanes))) is Blocked.LOADING:
+                return begun
+            else:
+                full = full or site
+        return found if full is None else self._begin(lane, full, keep)  # room is made on one device only
 
     def _begin(self, lane: Lane, site: Site, keep: frozenset[str]) -> Blocked:
         others = [other for other in self._lanes.values() if other is not lane and other.loading]
