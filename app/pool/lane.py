@@ -141,6 +141,11 @@ class Lane:
         """Whether a worker of it is being started."""
         return self.starting > 0 or any(worker.state is State.STARTING for worker in self.workers)
 
+    def loading_on(self, device: str) -> bool:
+        """The same on one device."""
+        starting = any(site.starting for site in self.sites if site.device == device)
+        return starting or any(one.state is State.STARTING for one in self.workers if one.site.device == device)
+
     @property
     def idle(self) -> bool:
         """Whether nothing runs here or loads."""

@@ -184,9 +184,9 @@ class Pool:
         return found if full is None else self._begin(lane, full, keep)  # room is made on one device only
 
     def _begin(self, lane: Lane, site: Site, keep: frozenset[str]) -> Blocked:
-        others = [other for other in self._lanes.values() if other is not lane and other.loading]
+        others = [other for other in self._lanes.values() if other is not lane and other.loading_on(site.device)]
         if any(other.setup.model_path is not None for other in others):
-            return Blocked.LOADING  # one at a time; a model that is being fetched does not count
+            return Blocked.LOADING  # one at a time on each device; a model that is being fetched does not count
         name = f"worker-{self._number + 1}"
         if not self._residency.has_place(lane, keep) or not self._residency.admit(name, lane.setup.model, site.device, keep):
             return Blocked.MEMORY

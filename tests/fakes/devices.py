@@ -1,13 +1,15 @@
 """An engine on devices that a test invents: the folder ``setup.hub_dir`` says how each behaves, in a file of its name.
 
-``missing`` refuses to be set up, ``broken`` ends its worker during set-up, ``lost`` (in ``NAME.lost``) stops working under the
-next job, a number is the memory in bytes; nothing is said of a device that works. Jobs do what :mod:`tests.fakes.engine` says.
+``missing`` refuses to be set up, ``broken`` ends its worker during set-up, ``hanging`` never ends it; a number is the memory in
+bytes; nothing is said of a device that works. With a file ``NAME.lost`` it stops working under the next job. Else jobs do what
+:mod:`tests.fakes.engine` says.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ def create(setup: WorkerSetup) -> DeviceEngine:
         tries.write("x")
     if behaviour == "missing":
         raise ModelUnavailable(f"The device {setup.device!r} is not there.", hint="none")
+    if behaviour == "hanging":
+        time.sleep(3600)
     if behaviour == "broken":
         os.kill(os.getpid(), signal.SIGKILL)
     memory = DeviceMemory(int(behaviour), int(behaviour), setup.gpu_bytes) if behaviour.isdigit() else None

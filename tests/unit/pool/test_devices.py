@@ -181,6 +181,18 @@ async def test_device_that_cannot_be_set_up_leaves_the_model_on_the_other_and_is
     assert box.pool.devices()["cuda:1"]["failures"] == {}
 
 
+async def test_device_that_hangs_keeps_no_other_model_from_being_loaded_on_the_others(make: Make) -> None:
+    box = make()
+    on_disk = box.pool._setup_for
+    box.pool._setup_for = lambda model: replace(on_disk(model), model_path="/there")
+    box.says("cuda:1", "hanging")
+    box.pool.warm("demo")
+    await until(lambda: box.tries("cuda:1") == 1)
+    assert await box.run(model="medium") == "cuda:0"
+    assert await box.run() == "cuda:0"
+    assert box.state("cuda:1") == "loading"
+
+
 async def test_pause_of_a_failing_device_is_bounded_higher_where_the_model_is_served_elsewhere() -> None:
     site = sites.Site("cuda:1")
     pauses = []
