@@ -67,9 +67,10 @@ COMPUTE: dict[str, dict[str, float]] = {
 
 DEVICES: dict[str, dict[str, float]] = {
     # speed: windows, alignment and pyannote, relative to one CPU thread. resident: what the runtime takes on the host.
+    # window: what a window at work takes of the host where the model is elsewhere: features, and the encoder's output twice.
     # The CUDA row is a guess that nothing was measured for.
     "cpu": {"speed": 1.0, "resident": 0},
-    "cuda": {"speed": 15.0, "resident": 1500 * MB},
+    "cuda": {"speed": 15.0, "resident": 1500 * MB, "window": 25 * MB},
 }
 
 GPU: dict[str, float] = {

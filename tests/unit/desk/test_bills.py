@@ -79,6 +79,11 @@ def test_device_that_no_worker_is_on_any_more_is_asked_anew(make: Make) -> None:
     assert desk.devices_shown() == {}
 
 
+def test_large_batches_on_a_gpu_take_little_of_the_machine(make: Make) -> None:
+    desk = roomy(make).desk
+    assert desk.working("large-v3", "cuda:0") < desk.working("large-v3", "cpu") / 5
+
+
 def test_places_and_those_that_make_progress_count_on_every_device(make: Make) -> None:
     limits = make(devices=("cuda:0", "cuda:1"), streams=6, runners=2, workers_per_model=2).desk.jobs.limits
     assert (limits.running, limits.parallel) == (24, 8)

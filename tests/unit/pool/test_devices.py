@@ -178,7 +178,7 @@ async def test_device_that_cannot_be_set_up_leaves_the_model_on_the_other_and_is
     assert box.tries("cuda:0") == 1
     box.says("cuda:1", "")
     await until(lambda: box.state("cuda:1") == "ready")
-    assert box.pool.devices()["cuda:1"]["failures"] == {}
+    await until(lambda: box.pool.devices()["cuda:1"]["failures"] == {})
 
 
 async def test_device_that_hangs_keeps_no_other_model_from_being_loaded_on_the_others(make: Make) -> None:
