@@ -35,6 +35,7 @@ def build_pool(settings: Settings, engine: str, preload: tuple[str, ...]) -> Poo
 
     limits = PoolLimits(
         workers_per_model=settings.workers_per_model,
+        devices=settings.device_list,
         max_resident_models=settings.max_resident_models,
         ping_interval_s=settings.ping_interval_s,
         ping_timeout_s=settings.ping_timeout_s,

@@ -114,7 +114,7 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
         models_dir=str(settings.models_dir.resolve()) if settings.models_dir else None,
         offline=settings.offline,
         device=settings.device,
-        align_device=settings.align_device,
+        align_device="same" if settings.devices and settings.align_device == "auto" else settings.align_device,
         compute_type=settings.compute_type,
         streams=settings.stream_count,
         threads=settings.thread_count,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,6 +68,9 @@ class Settings(BaseSettings):
     warm_models: Names = _own("WARM_MODELS", (), "Models to load at start. Default: MODEL_SIZE if on disk, else demo.")
     offline: bool = _own("OFFLINE", False, "Never fetch a model from the hub.")
     device: Literal["auto", "cpu", "cuda"] = _own("DEVICE", "auto", "Device of speech recognition.")
+    devices: Names = _own(
+        "DEVICES", (), "Devices that models are loaded on, a worker on each: cuda:0, cuda:1, cpu. Instead of STENOPOOL_DEVICE."
+    )
     align_device: Literal["auto", "cpu", "cuda", "mps"] = _own("ALIGN_DEVICE", "auto", "Device of word alignment.")
     compute_type: str = _own("COMPUTE_TYPE", "auto", "CTranslate2 compute type. auto: int8 on cpu, float16 on cuda.")
     encoder: Literal["auto", "ctranslate2", "openvino"] = _own(
@@ -106,7 +110,7 @@ class Settings(BaseSettings):
     batch_wait_ms: float = _own(
         "BATCH_WAIT_MS", 0.0, "Milliseconds that a batch waits for windows of other jobs. Pays on GPUs.", ge=0, le=1000
     )
-    workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model.", ge=1, le=64)
+    workers_per_model: int = _own("WORKERS_PER_MODEL", 1, "Worker processes per model and device.", ge=1, le=64)
     max_resident_models: int = _own(
         "MAX_RESIDENT_MODELS", 0, "Models that are loaded at once; idle ones are evicted. 0: as many as fit.", ge=0
     )
@@ -177,13 +181,23 @@ class Settings(BaseSettings):
             raise ValueError("must be whsec_ and base64 of 24 to 64 bytes") from None
         return value
 
+    @field_validator("devices")
+    @classmethod
+    def _devices(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for device in value:
+            if not re.fullmatch(r"cpu|cuda:(0|[1-9][0-9]{0,2})", device):
+                raise ValueError("must name cpu or cuda:N, N from 0 to 999, with commas between them")
+        if len(set(value)) < len(value):
+            raise ValueError("names a device twice")
+        return value
+
     @model_validator(mode="after")
     def _complete(self) -> Settings:
         if self.engine == "celery" and not (self.redis_url and self.database_url and self.media_url):
             raise ValueError("STENOPOOL_ENGINE=celery needs REDIS_URL, DATABASE_URL and STENOPOOL_MEDIA_URL")
         return self
 
-    @field_validator("warm_models", "extractors", "url_ports", mode="before")
+    @field_validator("warm_models", "extractors", "url_ports", "devices", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -219,6 +233,16 @@ class Settings(BaseSettings):
         quota = cgroups.cpu_quota()
         return cores if quota is None else max(1, min(cores, math.floor(quota + 0.01)))
 
+    @property
+    def device_list(self) -> tuple[str, ...]:
+        """The devices that every model is loaded on."""
+        return self.devices or (self.device,)
+
+    @property
+    def worker_count(self) -> int:
+        """Workers that a model has at most, on all devices together."""
+        return self.workers_per_model * len(self.device_list)
+
     @cached_property
     def stream_count(self) -> int:
         """Jobs at once per worker: as set, else two per core, 8 at most: while one is read or written, another computes."""
@@ -228,13 +252,13 @@ class Settings(BaseSettings):
     @cached_property
     def runner_count(self) -> int:
         """Engine calls at once per worker: as set, else as many as cores allow, 4 at most; never more than jobs."""
-        by_cores = self.cores // (max(1, self.threads) * self.workers_per_model)
+        by_cores = self.cores // (max(1, self.threads) * self.worker_count)
         return min(self.runners or max(1, min(by_cores, 4)), self.stream_count)
 
     @cached_property
     def thread_count(self) -> int:
         """Threads per engine call; runners times threads never exceeds the cores unless set so."""
-        return self.threads or max(1, self.cores // (self.runner_count * self.workers_per_model))
+        return self.threads or max(1, self.cores // (self.runner_count * self.worker_count))
 
     @cached_property
     def configured_keys(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,29 @@ class Blocked(Enum):
     MEMORY = "there is no memory for it"
 
 
+class DeviceLost(Exception):
+    """The worker's device does not answer any more: only a new process can use it again, if any."""
+
+
+def kind_of(device: str) -> str:
+    """``cuda`` of ``cuda:1``."""
+    return device.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Memory of a worker's own device, in bytes: what there is, what was free before it loaded, and what it takes itself."""
+
+    total: int
+    free: int
+    taken: int
+
+    @property
+    def reserve(self) -> int:
+        """What nobody is promised: the driver, other programs, fragments."""
+        return self.total // 20
+
+
 @dataclass(frozen=True)
 class WorkerSetup:
     """What a worker needs to start: one model on one device.
@@ -26,6 +49,8 @@ class WorkerSetup:
     one copy of the weights; that takes about ``work_bytes`` of memory while there are jobs. ``engine`` names the module
     whose ``create`` builds the engine. ``encoder`` is auto, ctranslate2 or openvino; what was measured to choose one is kept
     in ``encoders_dir``, with recordings of ``samples_dir``.
+    whose ``create`` builds the engine. On a GPU it takes ``gpu_fixed_bytes`` of the device, and ``gpu_window_bytes`` for each
+    window that is at work; both are 0 elsewhere. ``align_device`` may be ``same``: that of the worker.
     """
 
     model: str
@@ -48,6 +73,24 @@ class WorkerSetup:
     encoder: str = "ctranslate2"
     encoders_dir: str = ""
     samples_dir: str = ""
+    gpu_fixed_bytes: int = 0
+    gpu_window_bytes: int = 0
+
+    @property
+    def gpu_bytes(self) -> int:
+        """What it takes of a GPU at most, with every batch full."""
+        return self.gpu_fixed_bytes + self.runners * self.batch_size * self.gpu_window_bytes
+
+    def within(self, room: int) -> WorkerSetup | None:
+        """The same with so much smaller batches, then fewer engine calls, that ``room`` bytes of its GPU do.
+
+        Slower is better than never. None: it does not fit even so.
+        """
+        setup = self
+        while setup.gpu_bytes > room and setup.runners * setup.batch_size > 1:
+            smaller = {"batch_size": setup.batch_size // 2} if setup.batch_size > 1 else {"runners": setup.runners // 2}
+            setup = replace(setup, **smaller)  # type: ignore[arg-type]
+        return setup if setup.gpu_bytes <= room else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

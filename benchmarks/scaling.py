@@ -85,9 +85,9 @@ def cluster(folder: Path) -> Iterator[tuple[Server, list[Node]]]:
         yield stack.enter_context(serving(folder, **shared)), nodes
 
 
-def post(server: Server, name: str) -> float:
+def post(server: Server, name: str, model: str = "demo") -> float:
     """Seconds that a caller waits for the transcript of a recording in the server's media folder."""
-    url = f"{server.url}/transcribe?model_size=demo&language=en&audio_file={name}"
+    url = f"{server.url}/transcribe?model_size={model}&language=en&audio_file={name}"
     request = urllib.request.Request(url, data=b"", headers={"X-API-Key": server.keys[0]})
     began = time.monotonic()
     with urllib.request.urlopen(request, timeout=300) as answer:

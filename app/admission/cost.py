@@ -59,7 +59,7 @@ class CostModel:
 
     def batches(self, model: str, compute_type: str, device: str, batches: Batches) -> int:
         """Bytes that a worker takes for its engine calls while it has jobs, over what it keeps when idle."""
-        return math.ceil(prior.batch_bytes(model, batches) * self._factor(self._bytes, model, compute_type, device))
+        return math.ceil(prior.batch_bytes(model, batches, device) * self._factor(self._bytes, model, compute_type, device))
 
     def worker(self, model: str, compute_type: str, device: str) -> Footprint:
         """What one worker process takes beside the shared base."""
@@ -125,7 +125,7 @@ class CostModel:
         actual = float(min(max(actual_bytes, 0), 10**15))
         self._byte_history.append((self.batches(model, compute_type, device, billed), actual))
         peak = remembered(self._bytes, (model, compute_type, device), Peak, MAX_KINDS)
-        peak.observe(actual / prior.batch_bytes(model, used), self._now())
+        peak.observe(actual / prior.batch_bytes(model, used, device), self._now())
         self.dirty = True
 
     def observe_worker(

@@ -84,12 +84,15 @@ def job_bytes(work: Work) -> float:
     return total + _model(work.model)["slot"] * max(0.0, _beam(work.beam_size) - 1.0)
 
 
-def batch_bytes(model: str, batches: Batches) -> float:
-    """Bytes that a worker takes for its engine calls, over what it keeps when idle, however many jobs share them.
+def batch_bytes(model: str, batches: Batches, device: str = "cpu") -> float:
+    """Bytes of the host that a worker takes for its engine calls, over what it keeps when idle, however many jobs share them.
 
-    A call recognises a batch, or aligns a segment, or finds the speech in a block.
+    A call recognises a batch, or aligns a segment, or finds the speech in a block. On a GPU (:func:`gpu_bytes`) little is left
+    here: the alignment may run on the CPU all the same.
     """
     row, windows = _model(model), max(batches.calls, batches.windows)
+    if (window := table.device_row(device).get("window")) is not None:
+        return batches.calls * (_alignment(model)["bytes"] + table.VAD["silero"]["bytes"]) + windows * window + table.FREED
     one = max(row["first"], _alignment(model)["bytes"]) - row["slot"] + table.VAD["silero"]["bytes"]
     return batches.calls * one + windows * row["slot"] + table.FREED
 
@@ -113,6 +116,16 @@ def footprint(model: str, compute_type: str, device: str) -> Footprint:
         resident = MODELS[model].ram_bytes
     resident += row["weights"] * (scale - 1) + table.device_row(device)["resident"]
     return Footprint(int(resident), int(resident + row["weights"] * scale), row["load_s"])
+
+
+def gpu_bytes(model: str, compute_type: str, stages: bool) -> tuple[int, int]:
+    """What a worker takes of a GPU: for itself, and for each window that is at work; a whole batch goes through the encoder.
+
+    ``stages``: alignment and pyannote run on it too.
+    """
+    row, scale = _model(model), table.compute(compute_type, "cuda")["weights"]
+    fixed = table.GPU["context"] + row["weights"] * scale + (table.GPU["stages"] if stages else 0)
+    return int(fixed), int(row["first"] + row["slot"])
 
 
 def _model(model: str) -> dict[str, float]:

@@ -213,16 +213,18 @@ class WorkNode:
     def _state(self) -> Node:
         desk = self._desk
         model = self._settings.model_size
-        base, worker = desk.memory.held("base"), desk.prices.worker(model).resident_bytes + desk.working(model)
+        workers = self._pool.stats()
+        count = max(1, len(workers.get(model, {"workers": []})["workers"]))
+        base, one = desk.memory.held("base"), desk.prices.worker(model).resident_bytes + desk.working(model)
         return Node(
             id=self._sync.node,
             places=self.places,
             runners=desk.jobs.limits.parallel,
-            room_bytes=max(0, desk.memory.budget - base - worker),
+            room_bytes=max(0, desk.memory.budget - base - count * one),
             most_bytes=desk.jobs.most_bytes,
             running=min(self.places, len(self._tasks)),
             ready=self._pool.ready,
-            workers=self._pool.stats(),
+            workers=workers,
         )
 
     async def _beat(self) -> None:

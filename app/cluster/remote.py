@@ -77,6 +77,10 @@ class RemotePool:
                 mine["starting"] += lane["starting"]
         return shown
 
+    def devices(self) -> dict[str, Any]:
+        """This machine's are not asked; those of a node are named by its workers."""
+        return {}
+
     def others(self) -> list[dict[str, Any]]:
         """The nodes, as they say of themselves."""
         return [node.to_dict() for node in self.nodes]

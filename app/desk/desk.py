@@ -20,6 +20,7 @@ from app.admission.ledger import Ledger
 from app.admission.memory import MemoryProbe, Reading, usable
 from app.admission.pressure import Ladder, Step
 from app.admission.ticket import Ask, Count, Limits, Phase, Ticket
+from app.desk.bills import Bills
 from app.desk.prices import MEDIA_BYTES, Prices
 from app.errors import DiskFull, QueueTimeout, StenopoolError
 from app.measurements import Measurements
@@ -28,7 +29,6 @@ from app.media.process import MB as DISK_MB
 from app.pool.interface import AnyPool
 from app.pool.slot import Slot
 from app.settings import Settings
-from app.work import WorkerSetup
 
 log = logging.getLogger("stenopool.admission")
 
@@ -45,7 +45,7 @@ RETRY_GROWTH = 1.5
 OOM_RECENT_S = 3.0
 
 
-class Desk:
+class Desk(Bills):
     """See the module. ``start`` makes it look and learn; before, it admits against what it saw at its creation.
 
     ``elsewhere``: the memory of other machines, where transcriptions run there; :meth:`resize` tells of them.
@@ -60,22 +60,21 @@ class Desk:
         now: Callable[[], float] = time.monotonic,
         elsewhere: Ledger | None = None,
     ) -> None:
+        super().__init__(Prices(settings, pool, lambda: self.jobs.most_bytes))
         self.settings, self.pool = settings, pool
         self._measurements, self._now = measurements, now
         self._probe = probe or MemoryProbe(settings.memory_limit_mb, settings.railway_ram_mb)
-        self.prices = Prices(settings, pool, lambda: self.jobs.most_bytes)
         self.ladder = Ladder(now)
         self.step = Step.CALM
         self.reading = self._probe.read()
         self.peak_bytes = self.reading.used
         self._oom_kills, self._oom_at = self.reading.oom_kills, now() - OOM_RECENT_S
-        self._ledger = Ledger(0)
         self.disk = Ledger(0)
         jitter = random.Random().random
         waiting = 0 if settings.overload_policy == "reject" else settings.max_queued
         queue_s = settings.max_queue_s if waiting else 0.0
         at_once = self._at_once()
-        parallel = min(at_once, settings.runner_count * settings.workers_per_model)
+        parallel = min(at_once, settings.runner_count * settings.worker_count)
         limits = Limits(at_once, waiting, queue_s, settings.large_wait_s, parallel=parallel)
         self.jobs = Controller("transcriptions", limits, elsewhere or self._ledger, pool, now, jitter)
         count = Count(pool.make_room)
@@ -91,38 +90,10 @@ class Desk:
         pool.desk = self
 
     def _at_once(self) -> int:
-        streams = self.settings.stream_count * self.settings.workers_per_model
+        streams = self.settings.stream_count * self.settings.worker_count
         return min(streams, self.settings.max_concurrent_transcriptions or streams)
 
-    # -- what the pool needs of its desk
-
-    @property
-    def memory(self) -> Ledger:
-        """The one ledger of memory."""
-        return self._ledger
-
-    def load_bytes(self, model: str) -> int:
-        """What loading a worker takes at its peak."""
-        return self.prices.worker(model).load_peak_bytes
-
-    def loaded(self, model: str, kept: int, peak: int, seconds: float) -> int:
-        """A worker is ready: learn from it, and say what to bill it."""
-        self.prices.learn_worker(model, peak=peak, seconds=seconds)
-        return self.idles(model, kept)
-
-    def idles(self, model: str, kept: int) -> int:
-        """A worker has nothing to do: learn what it keeps of its past jobs; a young one will come to keep as much."""
-        self.prices.learn_worker(model, kept=kept)
-        return max(kept, self.prices.worker(model).resident_bytes)
-
-    def working(self, model: str) -> int:
-        """What a worker takes while it has jobs, over what it keeps when idle."""
-        return self.prices.batches_bytes(model)
-
-    def sized(self, setup: WorkerSetup) -> WorkerSetup:
-        """The same worker with as many engine calls and as large batches as fit here."""
-        batches = self.prices.batches(setup.model)
-        return replace(setup, runners=batches.calls, batch_size=batches.size, work_bytes=self.working(setup.model))
+    # -- what the pool needs of its desk, beside bills
 
     def changed(self) -> None:
         """Something came free: see who may start."""

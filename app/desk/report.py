@@ -35,6 +35,7 @@ def capacity(desk: Desk, owner: str, quota: Quota | None = None) -> dict[str, An
         },
         "queue": _queue(desk, desk.jobs) | {"policy": desk.settings.overload_policy},
         "classes": {one.what: _queue(desk, one) for one in desk.controllers},
+        "devices": _devices(desk),
         "models": _models(desk),
         "nodes": desk.pool.others(),
         "pressure": {
@@ -89,6 +90,12 @@ def _memory(desk: Desk) -> dict[str, Any]:
         "free_bytes": ledger.free,
         "reservations": _by_kind(ledger.holders()),
     }
+
+
+def _devices(desk: Desk) -> dict[str, Any]:
+    """What each device does, and the memory of those GPUs that have workers."""
+    memory = desk.devices_shown()
+    return {name: state | {"memory": memory.get(name)} for name, state in desk.pool.devices().items()}
 
 
 def _by_kind(holders: dict[str, int]) -> dict[str, int]:

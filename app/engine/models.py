@@ -9,10 +9,10 @@ from pathlib import Path
 from faster_whisper.utils import download_model
 
 from app.engine.asr import WindowModel
-from app.engine.devices import asr_device, compute_type
+from app.engine.devices import asr_device, compute_type, index_of
 from app.engine.encoders.fitting import fitted
 from app.errors import ModelUnavailable
-from app.work import WorkerSetup
+from app.work import WorkerSetup, kind_of
 
 log = logging.getLogger("stenopool.engine")
 
@@ -38,7 +38,8 @@ def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
 def _window_model(setup: WorkerSetup, device: str, path: str) -> WindowModel:
     return WindowModel(
         path,
-        device=device,
+        device=kind_of(device),
+        device_index=index_of(device),
         compute_type=compute_type(setup.compute_type, device),
         cpu_threads=setup.threads,
         num_workers=setup.runners,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from app.engine import gpu
 from app.engine.align import Aligner
 from app.engine.asr import Decoded, WindowModel
 from app.engine.batch import Piece, Speech, recognise
@@ -23,14 +24,14 @@ from app.engine.runners import Lease, Runners, Stopped, Unit
 from app.engine.vad import RATE, PyannoteVad, Window, find_windows
 from app.errors import Cancelled
 from app.jobs import TranscribeOptions
-from app.work import Task, WorkerSetup
+from app.work import DeviceMemory, Task, WorkerSetup
 
 Report = Callable[[str, float], None]
 
 
 def create(setup: WorkerSetup) -> Pipeline:
     """Entry for :mod:`app.pool.worker`."""
-    return Pipeline(setup)
+    return gpu.on_its_device(Pipeline, setup)
 
 
 class Pipeline:
@@ -39,9 +40,11 @@ class Pipeline:
     def __init__(self, setup: WorkerSetup) -> None:
         torch.set_num_threads(setup.threads)
         self._setup = setup
+        self.device_memory: DeviceMemory | None = None
         self._model: WindowModel
         self._model, self.device = load(setup)
-        self._aligner = Aligner(setup, align_device(setup.align_device))
+        self.encoder = self._model.choice.shown() if self._model.choice else None
+        self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
         self._runners: Runners[Piece] = Runners(self._recognise_batch, setup.runners, setup.batch_size, setup.batch_wait_s)
         self._warm_up()
@@ -61,6 +64,9 @@ class Pipeline:
                 speech, segments = self._segments(lease, pcm, options, checked)
         except Stopped:
             raise Cancelled("The job was cancelled.") from None
+        except RuntimeError as error:
+            gpu.raise_if_lost(error)
+            raise
         return {
             "task": options.task,
             "model": options.model,
@@ -91,7 +97,8 @@ class Pipeline:
         return speech, segments
 
     def _recognise_batch(self, units: Sequence[Unit[Piece]]) -> list[Decoded]:
-        return recognise(self._model, [unit.window for unit in units if unit.window is not None])
+        pieces = [unit.window for unit in units if unit.window is not None]
+        return gpu.halving(partial(recognise, self._model), pieces)
 
     def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:
         """Segments of all windows; where the language is not known, the first window tells it to the others."""

@@ -177,19 +177,20 @@ async def download(request: Request) -> Response:
 
 @router.get("/models", tags=["server"])
 async def models(request: Request) -> Response:
-    """The models that may be named: whether they are on disk and loaded, RAM for one instance, languages."""
+    """The models that may be named: on disk, loaded, on which devices, with which encoder, RAM for one instance, languages."""
     service = _service(request)
-    loaded = {name for name, lane in service.pool.stats().items() if lane["workers"]}
-    listed = await asyncio.to_thread(_listed, service, loaded)
+    listed = await asyncio.to_thread(_listed, service, service.pool.stats())
     return JSONResponse({"default": service.settings.model_size, "models": listed})
 
 
-def _listed(service: Service, loaded: set[str]) -> list[dict[str, Any]]:
+def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": spec.name,
             "on_disk": catalogue.local_path(spec.name, service.settings) is not None,
-            "loaded": spec.name in loaded,
+            "loaded": bool(lanes.get(spec.name, {}).get("workers")),
+            "devices": lanes.get(spec.name, {}).get("devices", {}),
+            "encoder": next((one["encoder"] for one in lanes.get(spec.name, {}).get("workers", []) if one["encoder"]), None),
             "ram_bytes": spec.ram_bytes,
             "languages": list(spec.languages),
         }
@@ -199,9 +200,12 @@ def _listed(service: Service, loaded: set[str]) -> list[dict[str, Any]]:
 
 @router.head("/health", include_in_schema=False)
 @router.get("/health", tags=["server"])
-async def health() -> Response:
-    """Alive. Needs no key; answers while the pool is saturated."""
-    return JSONResponse({"status": "ok"})
+async def health(request: Request) -> Response:
+    """Alive, and how the devices are where a list of them is set. Needs no key; answers while the pool is saturated."""
+    service = _service(request)
+    listed = service.pool.devices() if service.settings.devices else {}
+    devices = {"devices": {name: device["state"] for name, device in listed.items()}} if listed else {}
+    return JSONResponse({"status": "ok"} | devices)
 
 
 @router.head("/ready", include_in_schema=False)

@@ -12,8 +12,9 @@ from typing import Any
 
 from app.errors import StenopoolError, by_code
 from app.pool import messages
+from app.pool.sites import Site
 from app.pool.spawn import Child
-from app.work import Task
+from app.work import DeviceMemory, Task
 
 log = logging.getLogger("stenopool.pool")
 
@@ -47,6 +48,7 @@ class Measured:
     bytes: int
     calls: int = 1
     windows: int = 1
+    device: str = ""
 
 
 @dataclass
@@ -63,13 +65,15 @@ class Running:
 class Handle:
     """One worker process. ``reserved`` slots are taken by callers that have not sent their job yet.
 
-    ``name`` is its name in the memory ledger, ``kept_bytes`` what it keeps when idle, ``rest_bytes`` what it is billed then,
+    ``site`` is where it was started; ``device`` and ``device_memory`` are what it says of that when it is ready.
+    ``name`` is its name in the memory ledgers, ``kept_bytes`` what it keeps when idle, ``rest_bytes`` what it is billed then,
     ``peak_bytes`` the most that it took while loading.
     """
 
     model: str
     streams: int
     child: Child
+    site: Site
     name: str = ""
     on_idle: Callable[[Handle, int], None] | None = None
     kept_bytes: int = 0
@@ -77,6 +81,8 @@ class Handle:
     peak_bytes: int = 0
     state: State = State.STARTING
     device: str = ""
+    device_memory: DeviceMemory | None = None
+    encoder: dict[str, Any] | None = None
     reserved: int = 0
     exclusive: bool = False
     running: dict[str, Running] = field(default_factory=dict)
@@ -94,10 +100,11 @@ class Handle:
         return {
             "pid": self.child.pid,
             "state": self.state.value,
-            "device": self.device,
+            "device": self.device or self.site.device,
             "running": len(self.running),
             "reserved": self.reserved,
             "bytes": self.kept_bytes,
+            "encoder": self.encoder,
         }
 
     def can_take(self, solo: bool) -> bool:
@@ -140,7 +147,9 @@ class Handle:
             return  # what was still in the pipe of a worker that has been given up
         if kind == "ready":
             self.kept_bytes, self.peak_bytes = int(message["bytes"]), int(message["peak_bytes"])
-            self.state, self.device = State.READY, message["device"]
+            if message.get("device_memory"):
+                self.device_memory = DeviceMemory(**message["device_memory"])
+            self.state, self.device, self.encoder = State.READY, message["device"], message.get("encoder")
             self.ready.set_result(None)
         elif kind == "setup_failed":
             self.ready.set_exception(_error(message))
@@ -160,7 +169,8 @@ class Handle:
         self.finished += 1
         if message["type"] == "done":
             at_once = int(message.get("calls", 1)), int(message.get("windows", 1))
-            running.done.set_result(Measured(float(message["seconds"]), int(message["peak_bytes"]), *at_once))
+            measured = Measured(float(message["seconds"]), int(message["peak_bytes"]), *at_once, self.device)
+            running.done.set_result(measured)
         else:
             running.done.set_exception(_error(message))
 

@@ -37,6 +37,10 @@ class AnyPool(Protocol):
         """What runs where."""
         ...
 
+    def devices(self) -> dict[str, Any]:
+        """What each device of this machine does."""
+        ...
+
     def others(self) -> list[dict[str, Any]]:
         """The machines that work for this one."""
         ...

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from app.errors import StenopoolError
 from app.pool.handle import Handle, State
-from app.work import WorkerSetup
+from app.pool.sites import Site
+from app.work import DeviceMemory, WorkerSetup
 
 
 class Memory(Protocol):
@@ -48,20 +48,40 @@ class Desk(Protocol):
         """The ledger that workers are billed to."""
         ...
 
-    def load_bytes(self, model: str) -> int:
+    def load_bytes(self, model: str, device: str) -> int:
         """What loading a worker takes at its peak."""
         ...
 
-    def loaded(self, model: str, kept: int, peak: int, seconds: float) -> int:
+    def loaded(self, model: str, device: str, kept: int, peak: int, seconds: float) -> int:
         """A worker is ready and keeps so many bytes; what to bill it from now on."""
         ...
 
-    def idles(self, model: str, kept: int) -> int:
+    def idles(self, model: str, device: str, kept: int) -> int:
         """A worker has nothing to do and keeps so many bytes; what to bill it from now on."""
         ...
 
-    def working(self, model: str) -> int:
+    def working(self, model: str, device: str) -> int:
         """What a worker takes while it has jobs, over what it keeps when idle."""
+        ...
+
+    def minute_s(self, model: str, device: str) -> float:
+        """Seconds that a minute of audio takes on a device."""
+        ...
+
+    def device_memory(self, device: str) -> Memory:
+        """The ledger of a device's own memory."""
+        ...
+
+    def device_bytes(self, model: str, device: str) -> int:
+        """What a worker takes of it."""
+        ...
+
+    def on_device(self, device: str, name: str, memory: DeviceMemory) -> None:
+        """A worker has said what there is on its device."""
+        ...
+
+    def left_device(self, device: str, name: str) -> None:
+        """A worker has ended."""
         ...
 
     def sized(self, setup: WorkerSetup) -> WorkerSetup:
@@ -79,9 +99,13 @@ class Desk(Protocol):
 
 @dataclass(frozen=True)
 class PoolLimits:
-    """Seconds and counts; see :mod:`app.settings` for their meaning. ``max_resident_models``: 0 is as many as fit."""
+    """Seconds and counts; see :mod:`app.settings` for their meaning. ``max_resident_models``: 0 is as many as fit.
+
+    ``workers_per_model`` are so many on each of ``devices``.
+    """
 
     workers_per_model: int = 1
+    devices: tuple[str, ...] = ("cpu",)
     max_resident_models: int = 0
     ping_interval_s: float = 2.0
     ping_timeout_s: float = 15.0
@@ -94,21 +118,33 @@ class Lane:
     """Everything about one model. ``wanted``: a job asked for it since it was last loaded or given up."""
 
     setup: WorkerSetup
+    sites: tuple[Site, ...]
     workers: list[Handle] = field(default_factory=list)
-    starting: int = 0
-    deaths: int = 0
-    setup_deaths: int = 0
-    not_before: float = 0.0
     keep_warm: bool = False
     wanted: bool = False
     last_used: float = 0.0
-    retry: asyncio.TimerHandle | None = None
-    failure: StenopoolError | None = None
+
+    @property
+    def starting(self) -> int:
+        """Workers that have no process yet."""
+        return sum(site.starting for site in self.sites)
+
+    @property
+    def failure(self) -> StenopoolError | None:
+        """Why the model cannot be had, as of the last try: it is on no device, and has failed on every one."""
+        if any(worker.state is State.READY for worker in self.workers) or not all(site.failure for site in self.sites):
+            return None
+        return max(self.sites, key=lambda site: site.not_before).failure
 
     @property
     def loading(self) -> bool:
         """Whether a worker of it is being started."""
         return self.starting > 0 or any(worker.state is State.STARTING for worker in self.workers)
+
+    def loading_on(self, device: str) -> bool:
+        """The same on one device."""
+        starting = any(site.starting for site in self.sites if site.device == device)
+        return starting or any(one.state is State.STARTING for one in self.workers if one.site.device == device)
 
     @property
     def idle(self) -> bool:

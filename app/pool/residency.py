@@ -12,24 +12,55 @@ from app.pool.lane import Desk, Lane, PoolLimits
 
 
 class Residency:
-    """Least recently used first; never a model that works or loads. ``evict(lane, reason)`` ends its workers."""
+    """Least recently used first; never a model that works or loads.
+
+    ``evict(lane, reason)`` ends the workers of a model, ``kill(worker, reason)`` one of them.
+    """
 
     def __init__(
         self,
         lanes: dict[str, Lane],
         limits: PoolLimits,
         evict: Callable[[Lane, str], None],
+        kill: Callable[[Handle, str], None],
         desk: Callable[[], Desk],
         now: Callable[[], float],
     ) -> None:
-        self._lanes, self._limits, self._evict, self._desk, self._now = lanes, limits, evict, desk, now
+        self._lanes, self._limits, self._desk, self._now = lanes, limits, desk, now
+        self._evict, self._kill = evict, kill
+
+    def admit(self, name: str, model: str, device: str, keep: frozenset[str]) -> bool:
+        """Reserve what loading a worker takes, of the machine and of its device; or evict idle models for it."""
+        desk = self._desk()
+        amount, own = desk.load_bytes(model, device), desk.device_bytes(model, device)
+        memory, device_memory = desk.memory, desk.device_memory(device)
+        if not memory.fits(amount):
+            self.make_room(amount - memory.free, keep)
+            return False
+        if not device_memory.fits(own):
+            self._clear(device, own - device_memory.free, keep)
+            return False
+        return memory.take(name, amount) and device_memory.take(name, own)
+
+    def _clear(self, device: str, amount: int, keep: frozenset[str]) -> None:
+        """End idle workers on one device until ``amount`` bytes of it are on their way back; on others their models stay."""
+        held = self._desk().device_memory(device).held
+        there = [worker for lane in self._lanes.values() for worker in lane.workers if worker.site.device == device]
+        coming = sum(held(worker.name) for worker in there if worker.state is State.DEAD)
+        idle = [worker for worker in there if worker.state is State.READY and not worker.load and worker.model not in keep]
+        for worker in sorted(idle, key=lambda worker: self._lanes[worker.model].last_used):
+            if coming >= amount:
+                return
+            coming += held(worker.name)
+            worker.site.parked = True
+            self._kill(worker, f"its memory of {device} is needed")
 
     def wake(self, worker: Handle, keep: frozenset[str]) -> bool:
         """Reserve what an idle worker takes as soon as it has jobs, however many, or evict idle models for it."""
         if worker.load:
             return True
         desk = self._desk()
-        wanted = worker.rest_bytes + desk.working(worker.model)
+        wanted = worker.rest_bytes + desk.working(worker.model, worker.site.device)
         missing = wanted - desk.memory.held(worker.name)
         if missing > 0 and not desk.memory.fits(missing):
             self.make_room(missing - desk.memory.free, keep | {worker.model})
@@ -45,7 +76,7 @@ class Residency:
         if not worker.load:
             desk.memory.resize(worker.name, worker.rest_bytes)
         elif rest_bytes is not None:
-            desk.memory.resize(worker.name, rest_bytes + desk.working(worker.model))
+            desk.memory.resize(worker.name, rest_bytes + desk.working(worker.model, worker.site.device))
 
     def make_room(self, amount: int, keep: frozenset[str]) -> None:
         """Evict idle models that are not in ``keep`` until ``amount`` bytes are on their way back.

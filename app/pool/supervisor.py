@@ -14,21 +14,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from app import logs
-from app.errors import Cancelled, CapacityError, ModelUnavailable, NotReady, StenopoolError, WorkerLost, by_code
+from app.errors import Cancelled, NotReady, StenopoolError, by_code
 from app.pool.handle import Handle, State
 from app.pool.lane import Desk, Lane, PoolLimits
 from app.pool.residency import Residency
+from app.pool.sites import MAX_BACKOFF_S, MAX_SPARE_BACKOFF_S, Site, devices_shown, lanes_shown, least_loaded, openings
 from app.pool.slot import Slot
 from app.pool.spawn import Spawner
+from app.pool.watch import set_up, setup_error, until_silent
 from app.work import Blocked, WorkerSetup
 
 log = logging.getLogger("stenopool.pool")
-
-MAX_BACKOFF_S = 30.0
-MAX_SETUP_DEATHS = 3
 
 
 class Pool:
@@ -47,7 +47,7 @@ class Pool:
         self._spawner, self._setup_for, self._limits, self._now = spawner, setup_for, limits, now
         self.desk: Desk
         self._lanes: dict[str, Lane] = {}
-        self._residency = Residency(self._lanes, limits, self._evict, lambda: self.desk, now)
+        self._residency = Residency(self._lanes, limits, self._evict, self.kill, lambda: self.desk, now)
         self._tasks: set[asyncio.Task[None]] = set()
         self._number = 0
         self._closed = False
@@ -69,18 +69,21 @@ class Pool:
             return NotReady("The server is shutting down.")
         lane = self._lane(model)
         lane.last_used = self._now()
-        free = sorted((worker for worker in lane.workers if worker.can_take(solo)), key=lambda worker: worker.load)
+        free = least_loaded(lane, self._lanes.values(), solo, self.desk.minute_s)
         for handle in free:
             if self._residency.wake(handle, keep):
+                self._spread(lane, handle)
                 handle.reserved += 1
                 handle.exclusive = solo
                 return Slot(self, lane, handle, solo)
         if free:
             return Blocked.MEMORY
-        if lane.failure is not None and not lane.alive and self._now() < lane.not_before:
-            failure = lane.failure  # it was tried a moment ago, and will be tried again soon
-            return by_code(failure.code, failure.message, failure.hint)
+        failure = lane.failure
+        if failure is not None and not lane.alive and all(self._now() < site.not_before for site in lane.sites):
+            return by_code(failure.code, failure.message, failure.hint)  # it was tried a moment ago, and will be again soon
         lane.wanted = True
+        for site in lane.sites:
+            site.parked = False
         return self._fill(lane, keep | {model})
 
     def make_room(self, amount: int, keep: frozenset[str]) -> None:
@@ -107,10 +110,11 @@ class Pool:
 
     def stats(self) -> dict[str, Any]:
         """What runs where, for ``/capacity`` and tests."""
-        return {
-            name: {"workers": [worker.stats() for worker in lane.workers], "starting": lane.starting}
-            for name, lane in self._lanes.items()
-        }
+        return lanes_shown(self._lanes)
+
+    def devices(self) -> dict[str, Any]:
+        """What each device does, and what fails there."""
+        return devices_shown(self._lanes, self._limits.devices, self._now())
 
     def others(self) -> list[dict[str, Any]]:
         """Nobody else works for this machine."""
@@ -118,7 +122,7 @@ class Pool:
 
     def failures(self) -> dict[str, StenopoolError]:
         """Why models cannot be loaded, by model, as of the last try."""
-        return {name: lane.failure for name, lane in self._lanes.items() if lane.failure is not None}
+        return {name: failure for name, lane in self._lanes.items() if (failure := lane.failure) is not None}
 
     @property
     def ready(self) -> bool:
@@ -129,8 +133,9 @@ class Pool:
         """Kill every worker and wait for their ends; jobs that still run see :class:`WorkerDied`."""
         self._closed = True
         for lane in self._lanes.values():
-            if lane.retry is not None:
-                lane.retry.cancel()
+            for site in lane.sites:
+                if site.retry is not None:
+                    site.retry.cancel()
             for handle in lane.workers:
                 handle.send("stop")
                 self.kill(handle, "the pool closes")
@@ -151,7 +156,7 @@ class Pool:
 
     def _lane(self, model: str) -> Lane:
         if model not in self._lanes:
-            self._lanes[model] = Lane(self._setup_for(model))
+            self._lanes[model] = Lane(self._setup_for(model), tuple(Site(device) for device in self._limits.devices))
         return self._lanes[model]
 
     def _evict(self, lane: Lane, reason: str) -> None:
@@ -159,37 +164,49 @@ class Pool:
         for handle in lane.alive:
             self.kill(handle, f"evicted, {reason}")
 
+    def _spread(self, lane: Lane, handle: Handle) -> None:
+        """A job is about to join another in a worker: have the model on another device soon, if that costs no other model."""
+        if handle.load and any(not (site.starting or site.parked or site.taken(lane.workers)) for site in lane.sites):
+            self._fill(lane, frozenset(self._lanes))
+
     def _fill(self, lane: Lane, keep: frozenset[str]) -> Blocked:
         """Start one missing worker if there is memory and nothing else is loading; why a job cannot start in the lane."""
-        if self._closed or len(lane.workers) + lane.starting >= self._limits.workers_per_model:
-            return Blocked.LOADING if lane.loading else Blocked.BUSY
-        if (pause_s := lane.not_before - self._now()) > 0:  # it backs off, and holds no memory meanwhile
-            if lane.retry is None:
-                lane.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane)
-            return Blocked.LOADING
-        others = [other for other in self._lanes.values() if other is not lane and other.loading]
+        found, full = Blocked.LOADING if lane.loading else Blocked.BUSY, None
+        for site in openings(lane, self._lanes.values(), 0 if self._closed else self._limits.workers_per_model):
+            if (pause_s := site.not_before - self._now()) > 0:  # it backs off, and holds no memory meanwhile
+                if site.retry is None:
+                    site.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane, site)
+                found = Blocked.LOADING
+            elif (begun := self._begin(lane, site, frozenset(self._lanes))) is Blocked.LOADING:
+                return begun
+            else:
+                full = full or site
+        return found if full is None else self._begin(lane, full, keep)  # room is made on one device only
+
+    def _begin(self, lane: Lane, site: Site, keep: frozenset[str]) -> Blocked:
+        others = [other for other in self._lanes.values() if other is not lane and other.loading_on(site.device)]
         if any(other.setup.model_path is not None for other in others):
-            return Blocked.LOADING  # one at a time; a model that is being fetched does not count
-        amount = self.desk.load_bytes(lane.setup.model)
-        if not self._residency.has_place(lane, keep):
+            return Blocked.LOADING  # one at a time on each device; a model that is being fetched does not count
+        name = f"worker-{self._number + 1}"
+        if not self._residency.has_place(lane, keep) or not self._residency.admit(name, lane.setup.model, site.device, keep):
             return Blocked.MEMORY
         self._number += 1
-        name = f"worker-{self._number}"
-        if not self.desk.memory.take(name, amount):
-            self._residency.make_room(amount - self.desk.memory.free, keep)
-            return Blocked.MEMORY
-        lane.starting += 1
-        task = asyncio.create_task(self._live(lane, name))
+        site.starting += 1
+        task = asyncio.create_task(self._live(lane, site, name))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return Blocked.LOADING
 
-    def _retry(self, lane: Lane) -> None:
-        lane.retry = None
+    def _retry(self, lane: Lane, site: Site) -> None:
+        site.retry = None
+        self._refill(lane)
+
+    def _refill(self, lane: Lane) -> None:
+        """Start what is missing of a model that is wanted, at no other one's cost."""
         if lane.keep_warm or lane.wanted:
             self._fill(lane, frozenset(self._lanes))
 
-    async def _live(self, lane: Lane, name: str) -> None:
+    async def _live(self, lane: Lane, site: Site, name: str) -> None:
         """One worker's whole life; its end starts the next one where one is wanted."""
         logs.request_id.set(None)  # it lives longer than the request that made it necessary
         handle: Handle | None = None
@@ -197,23 +214,24 @@ class Pool:
         error: StenopoolError | None = None
         try:
             # afresh: a missing model may have been put there since, and prices change
-            lane.setup = self.desk.sized(self._setup_for(lane.setup.model))
+            lane.setup = self.desk.sized(replace(self._setup_for(lane.setup.model), device=site.device))
             child = await self._spawner.start(lane.setup)
-            handle = Handle(lane.setup.model, lane.setup.streams, child, name, self._idles, last_pong=self._now())
+            handle = Handle(lane.setup.model, lane.setup.streams, child, site, name, self._idles, last_pong=self._now())
             lane.workers.append(handle)
-            lane.starting -= 1
+            site.starting -= 1
             watchdog = asyncio.create_task(self._watch(lane, handle))
             await handle.listen(self._now)
-            error = _setup_error(handle)
+            error = setup_error(handle)
         except Exception:  # OSError, EOFError (the forkserver is gone), RuntimeError (no thread) ...
-            log.exception("a worker could not be started", extra={"model": lane.setup.model})
+            log.exception("a worker could not be started", extra={"model": lane.setup.model, "device": site.device})
         finally:
             if handle is None:
-                lane.starting -= 1
+                site.starting -= 1
             else:
                 await self._end(lane, handle, watchdog)
             self.desk.memory.drop(name)
-        self._after_death(lane, handle, error)
+            self.desk.left_device(site.device, name)
+        self._after_death(lane, site, handle, error)
 
     async def _end(self, lane: Lane, handle: Handle, watchdog: asyncio.Task[None] | None) -> None:
         lane.workers.remove(handle)
@@ -224,59 +242,45 @@ class Pool:
         code = await asyncio.shield(handle.child.reap())
         log.warning("worker ended", extra={"model": handle.model, "pid": handle.child.pid, "exit_code": code})
 
-    def _after_death(self, lane: Lane, handle: Handle | None, error: StenopoolError | None) -> None:
-        """Back off where workers die without finishing anything; give up on a model that cannot be set up."""
-        useful = handle is not None and handle.finished > 0
-        lane.deaths = 0 if useful else lane.deaths + 1
-        pause = min(MAX_BACKOFF_S, 0.25 * 2.0 ** (lane.deaths - 1)) if lane.deaths > 1 else 0.0
-        lane.not_before = self._now() + pause
-        if handle is None or not handle.device:
-            lane.setup_deaths += 1
-        if error is None and lane.setup_deaths >= MAX_SETUP_DEATHS:
-            lost = WorkerLost("The model's worker process ends while it loads.", hint="See the server's log.")
-            error = lost if handle else CapacityError("No worker can be started now.")  # not for good: nobody is to blame
-        if error is not None and not any(worker.state is State.READY for worker in lane.workers):
-            lane.failure, lane.wanted = error, False
-            self.desk.failed(lane.setup.model, error)
-        if lane.keep_warm or lane.wanted:
-            self._fill(lane, frozenset(self._lanes))
+    def _after_death(self, lane: Lane, site: Site, handle: Handle | None, error: StenopoolError | None) -> None:
+        """Back off where workers die without finishing anything; give up on a model that cannot be set up on any device."""
+        elsewhere = any(worker.state is State.READY for worker in lane.workers)
+        error = site.ended(handle, error, self._now(), MAX_SPARE_BACKOFF_S if elsewhere else MAX_BACKOFF_S)
+        if error is not None and len(lane.sites) > 1:
+            pause_s = round(site.not_before - self._now(), 1)
+            log.error("a device fails: %s", error.message, extra={"device": site.device, "pause_s": pause_s})
+        if error is not None and not lane.loading and (failure := lane.failure) is not None:
+            lane.wanted = False
+            self.desk.failed(lane.setup.model, failure)
+        self._refill(lane)
         self.desk.changed()
 
     def _idles(self, handle: Handle, kept: int) -> None:
         """It has nothing to do, and keeps so many bytes."""
         handle.kept_bytes = kept
-        self._residency.bill(handle, self.desk.idles(handle.model, kept))
+        self._residency.bill(handle, self.desk.idles(handle.model, handle.site.device, kept))
 
     async def _watch(self, lane: Lane, handle: Handle) -> None:
         """Deadline for set-up, then pings until the worker's end."""
         began = self._now()
-        try:
-            await asyncio.wait_for(asyncio.shield(handle.ready), self._limits.setup_timeout_s)
-        except asyncio.TimeoutError:
-            error = ModelUnavailable(
-                f"The model {handle.model!r} took too long to load.", hint="Raise STENOPOOL_SETUP_TIMEOUT_S."
-            )
-            handle.ready.set_exception(error)
-            self.kill(handle, "set-up took too long")
-            return
-        except StenopoolError:
-            return
+        reason = await set_up(handle, self._limits)
+        if reason is None:
+            self._ready(lane, handle, self._now() - began)
+            await until_silent(handle, self._limits, self._now)
+            reason = "no answer to pings"
+        if reason:
+            self.kill(handle, reason)
+
+    def _ready(self, lane: Lane, handle: Handle, seconds: float) -> None:
         log.info("worker ready", extra={"model": handle.model, "pid": handle.child.pid, "device": handle.device})
-        lane.failure, lane.setup_deaths = None, 0
-        billed = self.desk.loaded(handle.model, handle.kept_bytes, handle.peak_bytes, self._now() - began)
+        handle.site.ready()
+        if handle.device_memory is not None:
+            self.desk.on_device(handle.site.device, handle.name, handle.device_memory)
+        billed = self.desk.loaded(handle.model, handle.site.device, handle.kept_bytes, handle.peak_bytes, seconds)
         self._residency.bill(handle, billed)
         self.changed(lane)
-        await self._ping(handle)
-        self.kill(handle, "no answer to pings")
-
-    async def _ping(self, handle: Handle) -> None:
-        """Return when pings stay unanswered. Counted in pings, so that a paused server does not kill healthy workers."""
-        number = missed = 0
-        while missed * self._limits.ping_interval_s < self._limits.ping_timeout_s:
-            sent_at, number = self._now(), number + 1
-            handle.send("ping", n=number)
-            await asyncio.sleep(self._limits.ping_interval_s)
-            missed = 0 if handle.last_pong >= sent_at else missed + 1
+        if lane.keep_warm:  # on the next device
+            self._refill(lane)
 
     def kill(
         self, handle: Handle, reason: str, culprit: str | None = None, *, blame: bool = True, of_memory: bool = False
@@ -289,11 +293,3 @@ class Pool:
             running.done.exception()  # seen: nobody else will look
         handle.bury(blame=blame and culprit is None, of_memory=of_memory)
         handle.child.kill()
-
-
-def _setup_error(handle: Handle) -> StenopoolError | None:
-    if handle.ready.done() and not handle.ready.cancelled():
-        error = handle.ready.exception()
-        return error if isinstance(error, StenopoolError) else None
-    handle.ready.cancel()
-    return None

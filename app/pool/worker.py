@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +31,7 @@ from app.durable import write_durably
 from app.errors import Cancelled, StenopoolError, WorkError
 from app.pool import messages
 from app.pool.meter import Meter
-from app.work import Task, WorkerSetup
+from app.work import DeviceLost, DeviceMemory, Task, WorkerSetup
 
 log = logging.getLogger("stenopool.worker")
 
@@ -41,6 +42,8 @@ class Engine(Protocol):
     """What an engine module's ``create(setup)`` returns."""
 
     device: str
+    device_memory: DeviceMemory | None
+    encoder: dict[str, Any] | None
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Run one task; call ``report(stage, fraction)`` after every step and stop where ``cancelled()`` is true.
@@ -100,7 +103,10 @@ class Worker:
             return 2
         setproctitle(f"stenopool worker {self._setup.model} {self._engine.device}")
         kept, peak = self._meter.loaded()
-        self._send("ready", pid=os.getpid(), device=self._engine.device, bytes=kept, peak_bytes=peak)
+        memory = asdict(self._engine.device_memory) if self._engine.device_memory else None
+        ready = {"device": self._engine.device, "bytes": kept, "peak_bytes": peak, "device_memory": memory}
+        ready["encoder"] = self._engine.encoder
+        self._send("ready", pid=os.getpid(), **ready)
         with self._pipe.makefile("rb") as lines:
             for line in lines:
                 message = messages.decode(line)
@@ -134,6 +140,10 @@ class Worker:
             self._send("done", job_id=job_id, peak_bytes=peak, idle_bytes=idle, **spent)
         except StenopoolError as error:
             self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
+        except DeviceLost:
+            log.exception("the device is lost, and with it this worker", extra={"device": self._engine.device})
+            sys.stderr.flush()
+            os._exit(4)  # every job of it runs again, in another worker
         except Exception:
             log.exception("job failed", extra={"job_id": job_id})
             self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)

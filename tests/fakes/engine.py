@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Cancelled, ModelUnavailable, NotMedia
-from app.work import Task, WorkerSetup
+from app.work import DeviceMemory, Task, WorkerSetup
 
 
 def create(setup: WorkerSetup) -> FakeEngine:
@@ -37,6 +37,8 @@ def create(setup: WorkerSetup) -> FakeEngine:
 
 class FakeEngine:
     device = "cpu"
+    device_memory: DeviceMemory | None = None
+    encoder: dict[str, Any] | None = None
 
     def transcribe(self, task: Task, report: Callable[[str, float], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report("transcribe", 0.5)

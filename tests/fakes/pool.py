@@ -14,7 +14,7 @@ from app.pool.supervisor import Pool
 from app.service import Service
 from app.settings import Settings
 from app.store import AsyncStore, Store
-from app.work import Blocked, WorkerSetup
+from app.work import Blocked, DeviceMemory, WorkerSetup
 
 
 class QuietPool:
@@ -27,6 +27,9 @@ class QuietPool:
         pass
 
     def stats(self) -> dict[str, Any]:
+        return {}
+
+    def devices(self) -> dict[str, Any]:
         return {}
 
     def others(self) -> list[dict[str, Any]]:
@@ -64,20 +67,39 @@ class OpenDesk:
     def __init__(self, pool: Pool, budget: int = 1 << 40, worker_bytes: int = 1, work_bytes: int = 0) -> None:
         self.pool, self.memory = pool, Ledger(budget)
         self.worker_bytes, self.work_bytes = worker_bytes, work_bytes
+        self.gpu_bytes = 0
+        self.devices: dict[str, Ledger] = {}
+        self.minutes: dict[str, float] = {}
+        self.seen: list[tuple[str, DeviceMemory]] = []
         self.waiting: list[tuple[str, bool, asyncio.Future[Slot]]] = []
         pool.desk = self
 
-    def load_bytes(self, model: str) -> int:
+    def load_bytes(self, model: str, device: str) -> int:
         return self.worker_bytes
 
-    def loaded(self, model: str, kept: int, peak: int, seconds: float) -> int:
+    def loaded(self, model: str, device: str, kept: int, peak: int, seconds: float) -> int:
         return self.worker_bytes
 
-    def idles(self, model: str, kept: int) -> int:
+    def idles(self, model: str, device: str, kept: int) -> int:
         return self.worker_bytes
 
-    def working(self, model: str) -> int:
+    def working(self, model: str, device: str) -> int:
         return self.work_bytes
+
+    def minute_s(self, model: str, device: str) -> float:
+        return self.minutes.get(device, 1.0)
+
+    def device_memory(self, device: str) -> Ledger:
+        return self.devices.setdefault(device, Ledger(1 << 62))
+
+    def device_bytes(self, model: str, device: str) -> int:
+        return self.gpu_bytes if device.startswith("cuda") else 0
+
+    def on_device(self, device: str, name: str, memory: DeviceMemory) -> None:
+        self.seen.append((device, memory))
+
+    def left_device(self, device: str, name: str) -> None:
+        self.device_memory(device).drop(name)
 
     def sized(self, setup: WorkerSetup) -> WorkerSetup:
         return setup

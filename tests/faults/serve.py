@@ -23,7 +23,7 @@ def run() -> int:
 
     def build(settings: Settings) -> Service:
         preload = ("tests.faults.worker_failpoints",) if "FAILPOINT" in os.environ else ()
-        return wiring.build_service(settings, "tests.fakes.engine", preload)
+        return wiring.build_service(settings, os.environ.get("FAKE_ENGINE", "tests.fakes.engine"), preload)
 
     failpoints.install("api")
     app.create_app.__defaults__ = (build, *app.create_app.__defaults__[1:])  # type: ignore[index]

@@ -71,6 +71,10 @@ def test_model_that_is_not_on_disk_is_named_with_what_to_do(server: Server, samp
 
 def test_models_lists_the_demo_model_as_on_disk_and_loaded(server: Server) -> None:
     listed = {model["name"]: model for model in server.client.get("/models").json()["models"]}
+    encoder = listed["demo"]["encoder"]
+    assert encoder["name"] in encoder["seconds_per_window"]
+    assert encoder["seconds_per_window"].keys() == encoder["relative_errors"].keys() > {"ctranslate2"}
+    assert listed["tiny"]["encoder"] is None
     assert listed["demo"]["on_disk"]
     assert listed["demo"]["loaded"]
     assert not listed["large-v3"]["on_disk"]

@@ -63,6 +63,11 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
         ("MAX_CONCURRENT_TRANSCRIPTIONS", "-1"),
         ("RAILWAY_RAM_MB", "0"),
         ("STENOPOOL_DEVICE", "mps"),
+        ("STENOPOOL_DEVICES", "cuda"),
+        ("STENOPOOL_DEVICES", "cuda:-1"),
+        ("STENOPOOL_DEVICES", "cuda:01"),
+        ("STENOPOOL_DEVICES", "cuda:0,gpu"),
+        ("STENOPOOL_DEVICES", "cuda:0,cuda:1,cuda:0"),
         ("STENOPOOL_BATCH_SIZE", "0"),
         ("STENOPOOL_BATCH_SIZE", "65"),
         ("STENOPOOL_MAX_AUDIO_S", "0"),
@@ -75,6 +80,19 @@ def test_a_value_out_of_bounds_is_refused_and_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError, match=name):
         Settings()
+
+
+def test_list_of_devices_takes_the_place_of_the_one_device_and_streams_and_threads_count_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STENOPOOL_DEVICE", "cpu")
+    assert Settings().device_list == ("cpu",)
+    monkeypatch.setenv("STENOPOOL_DEVICES", "cuda:0, cuda:12,cpu")
+    monkeypatch.setenv("STENOPOOL_WORKERS_PER_MODEL", "2")
+    settings = Settings()
+    assert settings.device_list == ("cuda:0", "cuda:12", "cpu")
+    assert settings.worker_count == 6
+    assert settings.runner_count * settings.thread_count * settings.worker_count <= max(6, settings.cores)
 
 
 def test_every_number_has_a_lower_bound() -> None:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import openvino
@@ -43,6 +44,13 @@ class Choice:
     seconds: dict[str, float] = field(default_factory=dict)
     errors: dict[str, float] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict, repr=False)
+
+    def shown(self) -> dict[str, Any]:
+        """As ``/models`` shows it: JSON values, rounded."""
+        figures = {"seconds_per_window": self.seconds, "relative_errors": self.errors}
+        return {"name": self.name} | {
+            what: {name: float(f"{value:.3g}") for name, value in found.items()} for what, found in figures.items()
+        }
 
 
 @dataclass(frozen=True)

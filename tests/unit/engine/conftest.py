@@ -20,7 +20,7 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("align", "asr", "batch", "devices", "models", "pipeline", "vad")
+ROOMS = ("align", "asr", "batch", "devices", "gpu", "models", "pipeline", "vad")
 ENCODERS = ("cache", "choice", "fitting", "graph", "int8", "runtime", "sounds", "weights")
 SETUP = WorkerSetup(
     "demo",

@@ -79,6 +79,7 @@ def test_compute_type_that_does_not_exist_is_a_clear_error(engine: SimpleNamespa
 def machine(engine: SimpleNamespace, patch: pytest.MonkeyPatch, *, cuda: bool, mps: bool) -> None:
     patch.setattr(engine.devices.ctranslate2, "get_cuda_device_count", lambda: int(cuda))
     patch.setattr(engine.devices.torch.cuda, "is_available", lambda: cuda)
+    patch.setattr(engine.devices.torch.cuda, "device_count", lambda: int(cuda))
     patch.setattr(engine.devices.torch.backends.mps, "is_available", lambda: mps)
 
 
