@@ -90,6 +90,12 @@ def openings(lane: Lane, lanes: Iterable[Lane], most: int) -> list[Site]:
     return sorted(found, key=lambda site: (own(site), everybody(site)))
 
 
+def others_load(device: str, lane: Lane, lanes: Iterable[Lane]) -> bool:
+    """Whether another model loads there: one at a time on each device. One that is being fetched does not count."""
+    others = [other for other in lanes if other is not lane and other.loading_on(device)]
+    return any(other.setup.model_path is not None for other in others)
+
+
 def least_loaded(lane: Lane, lanes: Iterable[Lane], solo: bool, minute_s: Callable[[str, str], float]) -> list[Handle]:
     """Workers that can take a job, the one first that would be done with it first; equal ones by what else their device does.
 

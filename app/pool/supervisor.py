@@ -22,7 +22,16 @@ from app.errors import Cancelled, NotReady, StenopoolError, by_code
 from app.pool.handle import Handle, State
 from app.pool.lane import Desk, Lane, PoolLimits
 from app.pool.residency import Residency
-from app.pool.sites import MAX_BACKOFF_S, MAX_SPARE_BACKOFF_S, Site, devices_shown, lanes_shown, least_loaded, openings
+from app.pool.sites import (
+    MAX_BACKOFF_S,
+    MAX_SPARE_BACKOFF_S,
+    Site,
+    devices_shown,
+    lanes_shown,
+    least_loaded,
+    openings,
+    others_load,
+)
 from app.pool.slot import Slot
 from app.pool.spawn import Spawner
 from app.pool.watch import set_up, setup_error, until_silent
@@ -177,6 +186,8 @@ class Pool:
                 if site.retry is None:
                     site.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane, site)
                 found = Blocked.LOADING
+            elif others_load(site.device, lane, self._lanes.values()):
+                found = Blocked.LOADING
             elif (begun := self._begin(lane, site, frozenset(self._lanes))) is Blocked.LOADING:
                 return begun
             else:
@@ -184,9 +195,6 @@ class Pool:
         return found if full is None else self._begin(lane, full, keep)  # room is made on one device only
 
     def _begin(self, lane: Lane, site: Site, keep: frozenset[str]) -> Blocked:
-        others = [other for other in self._lanes.values() if other is not lane and other.loading_on(site.device)]
-        if any(other.setup.model_path is not None for other in others):
-            return Blocked.LOADING  # one at a time on each device; a model that is being fetched does not count
         name = f"worker-{self._number + 1}"
         if not self._residency.has_place(lane, keep) or not self._residency.admit(name, lane.setup.model, site.device, keep):
             return Blocked.MEMORY
