@@ -102,7 +102,13 @@ class Residency:
         return False
 
     def tick(self, *, everything: bool) -> None:
-        """Evict what has been idle for too long or is one too many; ``everything`` that is idle where memory is low."""
+        """Evict what has been idle for too long or is one too many; ``everything`` that is idle where memory is low.
+
+        What had to leave a device may come back once there is room without it.
+        """
+        desk = self._desk()
+        for name, site in [(name, site) for name, lane in self._lanes.items() for site in lane.sites if site.parked]:
+            site.parked = not desk.device_memory(site.device).fits(desk.device_bytes(name, site.device))
         for lane in self._idle(frozenset()):
             surplus = len(self._resident()) - (self._limits.max_resident_models or len(self._lanes))
             expired = not lane.keep_warm and self._now() - lane.last_used > self._limits.idle_ttl_s

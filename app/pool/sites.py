@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app.errors import CapacityError, StenopoolError, WorkerLost
 from app.work import kind_of
@@ -25,7 +25,7 @@ MAX_SETUP_DEATHS = 3
 
 @dataclass(eq=False)
 class Site:
-    """A model on ``device``. ``parked``: evicted from there, and not to come back before a job asks for it.
+    """A model on ``device``. ``parked``: evicted from there, and not to come back before there is room, or a job asks for it.
 
     ``deaths``: ends of workers, one after the other, that had finished no job; ``setup_deaths``: of those, during set-up.
     """
@@ -90,6 +90,12 @@ def openings(lane: Lane, lanes: Iterable[Lane], most: int) -> list[Site]:
     return sorted(found, key=lambda site: (own(site), everybody(site)))
 
 
+def others_load(device: str, lane: Lane, lanes: Iterable[Lane]) -> bool:
+    """Whether another model loads there: one at a time on each device. One that is being fetched does not count."""
+    others = [other for other in lanes if other is not lane and other.loading_on(device)]
+    return any(other.setup.model_path is not None for other in others)
+
+
 def least_loaded(lane: Lane, lanes: Iterable[Lane], solo: bool, minute_s: Callable[[str, str], float]) -> list[Handle]:
     """Workers that can take a job, the one first that would be done with it first; equal ones by what else their device does.
 
@@ -109,37 +115,3 @@ def least_loaded(lane: Lane, lanes: Iterable[Lane], solo: bool, minute_s: Callab
         return (worker.load + 1) * job_s, at_work[worker.site.device]
 
     return sorted(free, key=burden)
-
-
-def lanes_shown(lanes: dict[str, Lane]) -> dict[str, Any]:
-    """What runs where, by model, as JSON values."""
-    return {
-        name: {
-            "workers": [worker.stats() for worker in lane.workers],
-            "starting": lane.starting,
-            "devices": {site.device: site.state(lane.workers) for site in lane.sites},
-        }
-        for name, lane in lanes.items()
-    }
-
-
-def devices_shown(lanes: dict[str, Lane], devices: Iterable[str], now: float) -> dict[str, Any]:
-    """The same by device: what it does, and what fails there. ``state`` is ready, loading, failing or unloaded."""
-    shown = {}
-    for device in devices:
-        sites = [(name, lane, site) for name, lane in lanes.items() for site in lane.sites if site.device == device]
-        states = {site.state(lane.workers) for _, lane, site in sites}
-        workers = [worker for _, lane, site in sites for worker in lane.workers if worker.site is site]
-        shown[device] = {
-            "state": next((state for state in ("ready", "loading", "failing") if state in states), "unloaded"),
-            "models": sorted({worker.model for worker in workers}),
-            "workers": len(workers),
-            "running": sum(len(worker.running) for worker in workers),
-            "failures": {
-                name: {"code": site.failure.code, "message": site.failure.message, "failed": site.deaths}
-                | {"retry_in_s": round(max(0.0, site.not_before - now), 1)}
-                for name, _, site in sites
-                if site.failure is not None
-            },
-        }
-    return shown

@@ -19,10 +19,11 @@ from typing import Any
 
 from app import logs
 from app.errors import Cancelled, NotReady, StenopoolError, by_code
+from app.pool import shown, sites
 from app.pool.handle import Handle, State
 from app.pool.lane import Desk, Lane, PoolLimits
 from app.pool.residency import Residency
-from app.pool.sites import MAX_BACKOFF_S, MAX_SPARE_BACKOFF_S, Site, devices_shown, lanes_shown, least_loaded, openings
+from app.pool.sites import Site
 from app.pool.slot import Slot
 from app.pool.spawn import Spawner
 from app.pool.watch import set_up, setup_error, until_silent
@@ -69,7 +70,7 @@ class Pool:
             return NotReady("The server is shutting down.")
         lane = self._lane(model)
         lane.last_used = self._now()
-        free = least_loaded(lane, self._lanes.values(), solo, self.desk.minute_s)
+        free = sites.least_loaded(lane, self._lanes.values(), solo, self.desk.minute_s)
         for handle in free:
             if self._residency.wake(handle, keep):
                 self._spread(lane, handle)
@@ -110,11 +111,11 @@ class Pool:
 
     def stats(self) -> dict[str, Any]:
         """What runs where, for ``/capacity`` and tests."""
-        return lanes_shown(self._lanes)
+        return shown.lanes(self._lanes)
 
     def devices(self) -> dict[str, Any]:
         """What each device does, and what fails there."""
-        return devices_shown(self._lanes, self._limits.devices, self._now())
+        return shown.devices(self._lanes, self._limits.devices, self._now())
 
     def others(self) -> list[dict[str, Any]]:
         """Nobody else works for this machine."""
@@ -172,10 +173,12 @@ class Pool:
     def _fill(self, lane: Lane, keep: frozenset[str]) -> Blocked:
         """Start one missing worker if there is memory and nothing else is loading; why a job cannot start in the lane."""
         found, full = Blocked.LOADING if lane.loading else Blocked.BUSY, None
-        for site in openings(lane, self._lanes.values(), 0 if self._closed else self._limits.workers_per_model):
+        for site in sites.openings(lane, self._lanes.values(), 0 if self._closed else self._limits.workers_per_model):
             if (pause_s := site.not_before - self._now()) > 0:  # it backs off, and holds no memory meanwhile
                 if site.retry is None:
                     site.retry = asyncio.get_running_loop().call_later(pause_s, self._retry, lane, site)
+                found = Blocked.LOADING
+            elif sites.others_load(site.device, lane, self._lanes.values()):
                 found = Blocked.LOADING
             elif (begun := self._begin(lane, site, frozenset(self._lanes))) is Blocked.LOADING:
                 return begun
@@ -184,9 +187,6 @@ class Pool:
         return found if full is None else self._begin(lane, full, keep)  # room is made on one device only
 
     def _begin(self, lane: Lane, site: Site, keep: frozenset[str]) -> Blocked:
-        others = [other for other in self._lanes.values() if other is not lane and other.loading_on(site.device)]
-        if any(other.setup.model_path is not None for other in others):
-            return Blocked.LOADING  # one at a time on each device; a model that is being fetched does not count
         name = f"worker-{self._number + 1}"
         if not self._residency.has_place(lane, keep) or not self._residency.admit(name, lane.setup.model, site.device, keep):
             return Blocked.MEMORY
@@ -245,7 +245,7 @@ class Pool:
     def _after_death(self, lane: Lane, site: Site, handle: Handle | None, error: StenopoolError | None) -> None:
         """Back off where workers die without finishing anything; give up on a model that cannot be set up on any device."""
         elsewhere = any(worker.state is State.READY for worker in lane.workers)
-        error = site.ended(handle, error, self._now(), MAX_SPARE_BACKOFF_S if elsewhere else MAX_BACKOFF_S)
+        error = site.ended(handle, error, self._now(), sites.MAX_SPARE_BACKOFF_S if elsewhere else sites.MAX_BACKOFF_S)
         if error is not None and len(lane.sites) > 1:
             pause_s = round(site.not_before - self._now(), 1)
             log.error("a device fails: %s", error.message, extra={"device": site.device, "pause_s": pause_s})

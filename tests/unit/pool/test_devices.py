@@ -181,16 +181,20 @@ async def test_device_that_cannot_be_set_up_leaves_the_model_on_the_other_and_is
     await until(lambda: box.pool.devices()["cuda:1"]["failures"] == {})
 
 
-async def test_device_that_hangs_keeps_no_other_model_from_being_loaded_on_the_others(make: Make) -> None:
+@pytest.mark.parametrize(("hanging", "other"), [TWO, TWO[::-1]])
+async def test_device_that_hangs_keeps_no_other_model_from_being_loaded_on_the_others(
+    make: Make, hanging: str, other: str
+) -> None:
     box = make()
     on_disk = box.pool._setup_for
     box.pool._setup_for = lambda model: replace(on_disk(model), model_path="/there")
-    box.says("cuda:1", "hanging")
+    box.says(hanging, "hanging")
     box.pool.warm("demo")
-    await until(lambda: box.tries("cuda:1") == 1)
-    assert await box.run(model="medium") == "cuda:0"
-    assert await box.run() == "cuda:0"
-    assert box.state("cuda:1") == "loading"
+    box.pool.tick()
+    await until(lambda: box.tries(hanging) == 1 and box.state(other) == "ready")
+    assert await box.run(model="medium") == other
+    assert await box.run() == other
+    assert box.state(hanging) == "loading"
 
 
 async def test_pause_of_a_failing_device_is_bounded_higher_where_the_model_is_served_elsewhere() -> None:
@@ -244,6 +248,11 @@ async def test_model_that_does_not_fit_a_device_takes_the_place_of_an_idle_one_t
     assert [box.desk.device_memory(device).peak for device in TWO] == [60, 60]
     box.pool.tick()  # a warm model does not fight for the place
     assert box.pool.stats()["demo"]["starting"] == 0
+    os.kill(box.pid("cuda:0", "medium"), signal.SIGKILL)
+    box.pool._lanes["medium"].wanted = False
+    await until(lambda: box.desk.device_memory("cuda:0").reserved == 0)
+    box.pool.tick()  # but takes it when it is free
+    await until(lambda: box.pool.stats()["demo"]["devices"]["cuda:0"] == "ready")
 
 
 async def test_model_waits_while_every_device_is_full_of_one_that_works(make: Make, tmp_path: Path) -> None:
