@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from app.engine.align import Aligner
+from app.engine.alignment import Aligner
 from app.engine.asr import Decoded, WindowModel
 from app.engine.batch import Piece, Speech, recognise
 from app.engine.devices import align_device
