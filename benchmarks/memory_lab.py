@@ -136,7 +136,9 @@ class Lab:
     async def _run(self, handle: Handle, pcm: Path, vad: str, words: bool) -> dict[str, Any]:
         model, result = handle.model, self._folder / "result.json"
         chosen = VadOptions(method=vad, chunk_s=MODELS[model].chunk_s)
-        task = Task("job", 1, str(pcm), str(result), TranscribeOptions(model, word_timestamps=words, vad=chosen))
+        task = Task(
+            "job", 1, str(pcm), str(result), TranscribeOptions(model, word_timestamps="aligned" if words else "", vad=chosen)
+        )
         began, used = time.monotonic(), _cpu_s(handle.child.pid)
         with Peak(lambda: anonymous_of(handle.child.pid), WORKER_EVERY_S) as peak:
             await asyncio.wait_for(handle.begin(task, None).done, 3600)

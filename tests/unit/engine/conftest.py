@@ -20,7 +20,7 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("alignment", "asr", "batch", "devices", "models", "pipeline", "vad")
+ROOMS = ("alignment", "asr", "attention", "batch", "devices", "models", "pipeline", "vad")
 SETUP = WorkerSetup(
     "demo",
     "app.engine.pipeline",
