@@ -36,7 +36,7 @@ ALIGNMENT: dict[str, dict[str, float]] = {
     # Working set of one segment, during which the engine call has no batch, and seconds per second of audio; the aligner
     # itself is in the resident figure.
     "demo": {"bytes": 50 * MB, "seconds": 0.02},
-    "real": {"bytes": 100 * MB, "seconds": 0.2},
+    "real": {"bytes": 100 * MB, "seconds": 0.08},
 }
 
 FAST_WORDS = 0.1

@@ -136,5 +136,5 @@ def _or(value: float, otherwise: float) -> float:
 def _missing(language: str) -> AlignerUnavailable:
     return AlignerUnavailable(
         f"There is no alignment model for {language!r} on this server, and none could be fetched.",
-        hint=f"Put a Wav2Vec2ForCTC model into STENOPOOL_MODELS_DIR/align-{language}, or ask without word_timestamps.",
+        hint=f"Put a Wav2Vec2ForCTC model into STENOPOOL_MODELS_DIR/align-{language}, or ask for word_timestamps=fast.",
     )

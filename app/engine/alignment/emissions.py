@@ -27,6 +27,8 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 TRIAL_SAMPLES = 48_000
 """Samples of audio that decide: three seconds."""
+EXAMPLE_SAMPLES = 8_000
+"""Length at which the model is traced; what is made of it takes any."""
 MOST_DEVIATION = 0.02
 """Share of the probability, in the mean over the frames, that a runtime may give to other labels than torch does."""
 GROUP = "64"
@@ -106,7 +108,7 @@ def _in_torch(model: torch.nn.Module, device: str, audio: np.ndarray) -> np.ndar
 def _converted(model: torch.nn.Module) -> openvino.Model:
     with torch.no_grad():
         return openvino.convert_model(
-            model, example_input=torch.zeros(1, TRIAL_SAMPLES), input=[openvino.PartialShape([1, -1])]
+            model, example_input=torch.zeros(1, EXAMPLE_SAMPLES), input=[openvino.PartialShape([1, -1])]
         )
 
 
