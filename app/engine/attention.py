@@ -24,6 +24,10 @@ FRAME_S = 0.02
 """Seconds of one encoder frame."""
 HOP = 160
 """Samples of one feature frame, of which an encoder frame has two."""
+SHORTEST = 16
+"""Feature frames without which there is no path."""
+POSITIONS = 448
+"""Of Whisper's decoder. Tokens that find no place there are timed at the end of the others."""
 MEDIAN_FILTER = 7
 PREPENDED = "\"'“¿([{-"
 APPENDED = "\"'.。,，!！?？:：”)]}、"
@@ -74,8 +78,8 @@ def _paths(model: ctranslate2.models.Whisper, start: list[int], texts: Sequence[
         paths: list[Any] = model.align(
             ctranslate2.StorageView.from_array(np.stack([text.encoded for text in texts])),
             start,
-            [list(text.tokens) for text in texts],
-            [min(-(-text.samples // HOP), 2 * text.encoded.shape[0]) for text in texts],
+            [list(text.tokens[: POSITIONS - len(start) - 2]) for text in texts],  # the end has one, no_timestamps another
+            [min(max(-(-text.samples // HOP), SHORTEST), 2 * text.encoded.shape[0]) for text in texts],
             median_filter_width=MEDIAN_FILTER,
         )
     except RuntimeError as error:
@@ -95,13 +99,15 @@ def _words(path: Any, text: Text) -> list[Spoken]:
     edges = np.cumsum([0, *(len(one) for one in tokens[:-1])])
     rows, frames = np.array(path.alignments).T
     reached = frames[np.flatnonzero(np.diff(rows, prepend=-1))] * FRAME_S
+    left = len(text.tokens) + 1 - len(reached)
+    reached, probabilities = np.pad(reached, (0, left), "edge"), np.pad(path.text_token_probs, (0, left))
     timing = [
         {
             "word": piece,
             "tokens": ids,
             "start": float(reached[first]),
             "end": float(reached[behind]),
-            "score": float(np.mean(path.text_token_probs[first:behind])),
+            "score": float(np.mean(probabilities[first:behind])),
         }
         for piece, ids, first, behind in zip(pieces, tokens, edges[:-1], edges[1:], strict=False)
     ]

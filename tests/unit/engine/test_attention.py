@@ -95,6 +95,22 @@ def test_window_without_text_has_no_words(engine: SimpleNamespace, pipeline: Any
     assert engine.attention.words_of(pipeline._model.model, []) == []
 
 
+@pytest.mark.parametrize(
+    ("samples", "count"), [(1, 3), (100, 3), (1600, 40), (480_000, 1), (32_000, 443), (32_000, 444), (32_000, 500)]
+)
+def test_any_length_of_audio_and_text_gives_every_word_its_times_in_order(
+    engine: SimpleNamespace, pipeline: Any, samples: int, count: int
+) -> None:
+    tokenizer = pipeline._model.tokenizer_for("en", "transcribe")
+    (encoded,) = pipeline._model.encoded([pipeline._model.log_mel(np.zeros(16_000, np.float32))])
+    texts = [engine.attention.Text(encoded, samples, tokenizer.encode(" one") * number, tokenizer) for number in (count, 5)]
+    found, other = engine.attention.words_of(pipeline._model.model, texts)
+    assert [len(found), len(other)] == [count, 5]
+    edges = [edge for word in found for edge in (word.start, word.end)]
+    assert edges == sorted(edges)
+    assert edges[-1] <= max(samples / 16_000 + 0.02, 0.16)
+
+
 def words(
     engine: SimpleNamespace, pipeline: Any, text: str, frames: list[int], language: str = "en"
 ) -> list[tuple[str, float, float]]:
