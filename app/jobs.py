@@ -44,12 +44,15 @@ class VadOptions:
 
 @dataclass(frozen=True)
 class TranscribeOptions:
-    """What one transcription was asked for."""
+    """What one transcription was asked for.
+
+    ``word_timestamps``: "" for none, ``fast`` for those of Whisper's own attention, ``aligned`` for forced alignment.
+    """
 
     model: str
     language: str | None = None
     task: str = "transcribe"
-    word_timestamps: bool = False
+    word_timestamps: str = ""
     initial_prompt: str | None = None
     hotwords: str | None = None
     beam_size: int = 5
@@ -65,6 +68,8 @@ class TranscribeOptions:
         """The inverse of :meth:`to_dict`; unknown names are ignored, so that old rows open in new versions."""
         known = {name: data[name] for name in _names(cls) if name in data}
         vad = known.pop("vad", {})
+        if isinstance(words := known.get("word_timestamps"), bool):  # as versions wrote it that knew only one kind
+            known["word_timestamps"] = "aligned" if words else ""
         return cls(**known, vad=VadOptions(**{name: vad[name] for name in _names(VadOptions) if name in vad}))
 
 

@@ -166,7 +166,7 @@ class Runs:
         """Tells the desk how far the job is, where that says how long it will take (alignment comes on top)."""
 
         def report(stage: str, fraction: float) -> None:
-            if stage == "transcribe" and not options.word_timestamps:
+            if stage == "transcribe" and options.word_timestamps != "aligned":
                 self._desk.jobs.progressed(ticket, fraction)
             if progress is not None:
                 progress(stage, fraction)

@@ -133,7 +133,8 @@ class Lab:
     async def _run(self, worker: Worker, model: str, pcm: Path, vad: str, words: bool) -> dict[str, Any]:
         result, pid = self._folder / "result.json", worker.child.pid
         chosen = VadOptions(method=vad, chunk_s=MODELS[model].chunk_s)
-        task = Task("job", 1, str(pcm), str(result), TranscribeOptions(model, word_timestamps=words, vad=chosen))
+        options = TranscribeOptions(model, word_timestamps="aligned" if words else "", vad=chosen)
+        task = Task("job", 1, str(pcm), str(result), options)
         began, used = time.monotonic(), _cpu_s(pid)
         with Peak(lambda: anonymous_of(pid), WORKER_EVERY_S) as peak:
             await worker.run(task)

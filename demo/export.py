@@ -32,8 +32,8 @@ from demo import tokenizer as ids
 from demo.model import (
     ALIGNER_DIR,
     ALIGNER_TOKENS,
-    ALIGNMENT_HEADS,
     MODEL_DIR,
+    TIMING_HEADS,
     aligner_config,
     load_tokenizer,
     used_tokens,
@@ -96,7 +96,7 @@ def export_asr(trained: dict[str, torch.Tensor] | None, target: Path = MODEL_DIR
     suppressed = sorted({*speech.non_speech_tokens, *range(ids.TRANSLATE, ids.NO_SPEECH + 1)})
     languages = {f"<|{code}|>": ids.language_id(code) for code in ids.LANGUAGES}
     generation = {
-        "alignment_heads": ALIGNMENT_HEADS,
+        "alignment_heads": TIMING_HEADS,
         "lang_to_id": languages,
         "suppress_tokens": suppressed,
         "begin_suppress_tokens": blank,

@@ -19,7 +19,7 @@ from app.admission.uploads import Uploads
 
 __all__ = ["Batches", "Cost", "CostModel", "Footprint", "Work"]
 
-VERSION = 4
+VERSION = 5
 """Of what :meth:`CostModel.dump` gives. Raise it where the formulas of ``prior.py`` change: ratios to them are kept."""
 MAX_KINDS = 256
 WORKER_TRUST = 3
@@ -199,8 +199,8 @@ class CostModel:
 
 
 def _time_kind(work: Work) -> Key:
-    words, search = "words" if work.word_timestamps else "", "beam" if work.beam_size > 1 else "greedy"
-    return work.model, work.compute_type, work.device, words, work.vad, search
+    search = "beam" if work.beam_size > 1 else "greedy"
+    return work.model, work.compute_type, work.device, work.word_timestamps, work.vad, search
 
 
 def _loaded(entries: Any, length: int, limit: int, parse: Callable[[Any], T]) -> dict[Key, T]:

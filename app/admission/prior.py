@@ -19,7 +19,7 @@ Parts = tuple[float, float, float]
 class Work:
     """What decides the price of a job. ``audio_s``: length of the audio; ``chunk_s``: longest window; both in seconds.
 
-    ``vad`` is silero, pyannote or none.
+    ``word_timestamps`` is "", fast or aligned; ``vad`` is silero, pyannote or none.
     """
 
     model: str
@@ -27,7 +27,7 @@ class Work:
     device: str
     audio_s: float
     chunk_s: float = WINDOW_S
-    word_timestamps: bool = False
+    word_timestamps: str = ""
     vad: str = "silero"
     beam_size: int = 5
 
@@ -104,7 +104,8 @@ def job_seconds(work: Work) -> Parts:
     window_s *= table.compute(work.compute_type, work.device)["seconds"]
     # Silero runs on the CPU whatever the device is.
     vad_s = _vad(work.vad)["seconds"] / (speed if work.vad == "pyannote" else 1.0)
-    align_s = _alignment(work.model)["seconds"] / speed if work.word_timestamps else 0.0
+    window_s *= 1.0 + (table.FAST_WORDS if work.word_timestamps == "fast" else 0.0)
+    align_s = _alignment(work.model)["seconds"] / speed if work.word_timestamps == "aligned" else 0.0
     return table.SET_UP_S, windows_of(work) * window_s, audio_s_of(work) * (vad_s + align_s)
 
 

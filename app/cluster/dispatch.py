@@ -178,7 +178,7 @@ class Dispatch(Runs):
                 self.settle(away.ticket, sent.job.options, sent.job.duration_s)
         if (sent.stage, sent.fraction) != away.seen:
             away.seen = (sent.stage, sent.fraction)
-            if sent.stage == "transcribe" and not sent.job.options.word_timestamps:
+            if sent.stage == "transcribe" and sent.job.options.word_timestamps != "aligned":
                 self._desk.jobs.progressed(away.ticket, sent.fraction)
             if away.progress is not None:
                 away.progress(sent.stage, sent.fraction)

@@ -18,6 +18,7 @@ from faster_whisper.transcribe import get_compression_ratio
 from whisperx.asr import WhisperModel
 from whisperx.audio import N_SAMPLES, log_mel_spectrogram
 
+from app.engine.attention import Spoken
 from app.engine.encoders.choice import Choice
 from app.engine.encoders.runtime import Encoder
 from app.jobs import TranscribeOptions
@@ -28,12 +29,16 @@ LOGPROB_THRESHOLD = -1.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one window says. ``avg_logprob`` is natural log per token, ``no_speech_prob`` Whisper's own estimate."""
+    """What one window says. ``avg_logprob`` is natural log per token, ``no_speech_prob`` Whisper's own estimate.
+
+    ``words`` is None where no fast word times were asked for.
+    """
 
     text: str
     tokens: tuple[int, ...]
     avg_logprob: float
     no_speech_prob: float
+    words: tuple[Spoken, ...] | None = None
 
     @property
     def silent(self) -> bool:

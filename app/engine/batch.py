@@ -1,15 +1,16 @@
-"""One batch of windows of any jobs: features → encoder → language → decoder."""
+"""One batch of windows of any jobs: features → encoder → language → decoder, and fast word times for those who want them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from faster_whisper.tokenizer import Tokenizer
 
 from app.engine.asr import Decoded, WindowModel
-from app.engine.vad import Window, samples
+from app.engine.attention import Text, words_of
+from app.engine.vad import RATE, Window, samples
 from app.jobs import TranscribeOptions
 
 
@@ -31,6 +32,11 @@ class Piece:
     window: Window
     told: Callable[[], None]
 
+    @property
+    def samples(self) -> int:
+        """Length of the window."""
+        return int(self.window.end * RATE) - int(self.window.start * RATE)
+
 
 def recognise(model: WindowModel, pieces: Sequence[Piece]) -> list[Decoded]:
     """What the windows say. Batched or alone, the words are the same."""
@@ -42,7 +48,12 @@ def recognise(model: WindowModel, pieces: Sequence[Piece]) -> list[Decoded]:
             piece.speech.language, piece.speech.probability = model.language_of(output)
             piece.told()
     tokenizers = [_tokenizer(model, piece.speech) for piece in pieces]
-    return model.decode(np.stack(encoded), tokenizers, [piece.speech.options for piece in pieces])
+    decoded = model.decode(np.stack(encoded), tokenizers, [piece.speech.options for piece in pieces])
+    wanted = [number for number, piece in enumerate(pieces) if piece.speech.options.word_timestamps == "fast"]
+    texts = [Text(encoded[n], pieces[n].samples, decoded[n].tokens, tokenizers[n]) for n in wanted]
+    for number, words in zip(wanted, words_of(model.model, texts), strict=True):
+        decoded[number] = replace(decoded[number], words=words)
+    return decoded
 
 
 def _tokenizer(model: WindowModel, speech: Speech) -> Tokenizer:

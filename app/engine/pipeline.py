@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from app.engine import gpu
-from app.engine.align import Aligner
+from app.engine.alignment import Aligner
 from app.engine.asr import Decoded, WindowModel
+from app.engine.attention import Spoken
 from app.engine.batch import Piece, Speech, recognise
 from app.engine.devices import align_device
 from app.engine.models import load
@@ -92,7 +93,7 @@ class Pipeline:
         windows = find_windows(pcm, options.vad, self._pyannote, lambda done: report("vad", done), lease.call)
         speech = Speech(pcm, options, options.language)
         segments = self._recognise(lease, windows, speech, report)
-        if options.word_timestamps:
+        if options.word_timestamps == "aligned":
             segments = self._align(lease, pcm, segments, speech.language, report)
         return speech, segments
 
@@ -137,7 +138,7 @@ def _checked(report: Report, cancelled: Callable[[], bool]) -> Report:
 
 
 def _segment(window: Window, decoded: Decoded, options: TranscribeOptions) -> dict[str, Any]:
-    return {
+    segment = {
         "start": round(window.start, 3),
         "end": round(window.end, 3),
         "text": decoded.text,
@@ -147,3 +148,11 @@ def _segment(window: Window, decoded: Decoded, options: TranscribeOptions) -> di
         "compression_ratio": round(decoded.compression_ratio, 3),
         "no_speech_prob": round(decoded.no_speech_prob, 4),
     }
+    if decoded.words is None:
+        return segment
+    return segment | {"words": [_word(window, word) for word in decoded.words]}
+
+
+def _word(window: Window, word: Spoken) -> dict[str, Any]:
+    start, end = (round(min(window.start + edge, window.end), 3) for edge in (word.start, word.end))
+    return {"word": word.word, "start": start, "end": end, "score": word.score}

@@ -39,7 +39,7 @@ async def answer(service: Service, job: Job, response_format: str | None = None)
     if job.status is not Status.SUCCEEDED:
         raise by_code(job.error_code or "cancelled", job.error_message or "The job was cancelled.")
     transcript = await read_result(await service.runs.result(job))
-    return await rendered(transcript, response_format or job.response_format, words=job.options.word_timestamps)
+    return await rendered(transcript, response_format or job.response_format, words=bool(job.options.word_timestamps))
 
 
 async def rendered(transcript: Transcript, response_format: str, *, words: bool) -> Response:

@@ -112,7 +112,7 @@ async def transcribe(request: Request) -> Response:
         if params.webhook_url:
             raise InputError("A webhook is for async jobs: send wait=false too.", param="webhook_url")
         transcript = await _in_time(request, service.transcribe(_owner(request), folder, source, options, ticket), ticket)
-    return await rendered(transcript, params.response_format, words=params.word_timestamps)
+    return await rendered(transcript, params.response_format, words=bool(params.word_timestamps))
 
 
 async def _taken_over(request: Request, job: Job, *, waits: bool) -> Response:

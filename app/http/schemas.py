@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from app import catalogue
 from app.errors import InputError, StenopoolError, UnknownModel
+from app.http.word_times import WordTimes
 from app.intake import Source
 from app.jobs import TranscribeOptions, VadOptions
 from app.languages import parse_language
 from app.media.extract import ExtractOptions
 
 P = TypeVar("P", bound=BaseModel)
+
 
 ResponseFormat = Literal["json", "verbose_json", "text", "srt", "vtt", "tsv"]
 
@@ -40,7 +42,12 @@ class _Options(BaseModel):
     language: str | None = Field(None, description="Code or English name; detected when absent.")
     task: Literal["transcribe", "translate"] = Field("transcribe", description="translate gives English text.")
     response_format: ResponseFormat = Field("json", description="Form of the answer.")
-    word_timestamps: bool = Field(False, description="Start and end of each word, by forced alignment.")
+    word_timestamps: WordTimes = Field(
+        False,
+        validate_default=True,
+        description="Start and end of each word. fast: from Whisper's own attention, costs little. aligned, or true: by forced "
+        "alignment, exact.",
+    )
     initial_prompt: str | None = Field(None, max_length=2000, description="Text that precedes the audio: names, style.")
     hotwords: str | None = Field(None, max_length=500, description="Words to expect.")
     beam_size: int = Field(5, ge=1, le=10, description="Beams; 1 is greedy.")

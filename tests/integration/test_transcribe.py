@@ -77,6 +77,14 @@ def test_given_language_is_not_detected_again(server: Server, samples: list[Samp
     assert given["text"] == detected["text"]
 
 
+def test_fast_words_are_those_of_the_aligned_and_their_times_are_near(server: Server, samples: list[Sample]) -> None:
+    audio = samples[0].path.read_bytes()
+    fast, aligned = (ask(server.client, audio, samples[0].path.name, word_timestamps=kind) for kind in ("fast", "aligned"))
+    assert [word["word"] for word in fast["words"]] == [word["word"] for word in aligned["words"]] == samples[0].text.split()
+    apart = sorted(abs(word["start"] - other["start"]) for word, other in zip(fast["words"], aligned["words"], strict=True))
+    assert apart[len(apart) // 2] < 0.3
+
+
 def test_translate_gives_english_words_of_german_digits(server: Server, samples: list[Sample]) -> None:
     sample = next(sample for sample in samples if sample.language == "de")
     digits = dict(

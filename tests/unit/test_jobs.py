@@ -65,6 +65,13 @@ def test_options_of_another_version_open() -> None:
     assert TranscribeOptions.from_dict({"model": "demo"}) == TranscribeOptions("demo")
 
 
+@pytest.mark.parametrize(
+    ("stored", "read"), [(True, "aligned"), (False, ""), ("fast", "fast"), ("aligned", "aligned"), ("", "")]
+)
+def test_word_times_are_read_as_earlier_versions_wrote_them(stored: bool | str, read: str) -> None:
+    assert TranscribeOptions.from_dict({"model": "demo", "word_timestamps": stored}).word_timestamps == read
+
+
 def test_ids_are_safe_in_a_path_and_differ() -> None:
     ids = {new_id() for _ in range(1000)}
     assert len(ids) == 1000

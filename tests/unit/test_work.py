@@ -15,8 +15,8 @@ from app.work import Task, WorkerSetup
 texts = st.none() | st.text(max_size=20)
 
 
-@given(st.text(max_size=20), texts, texts, st.booleans(), st.floats(0, 1), st.integers(1, 10))
-def test_a_task_survives_the_pipe(name: str, prompt: str | None, hotwords: str | None, words: bool, t: float, b: int) -> None:
+@given(st.text(max_size=20), texts, texts, st.sampled_from(["", "fast", "aligned"]), st.floats(0, 1), st.integers(1, 10))
+def test_a_task_survives_the_pipe(name: str, prompt: str | None, hotwords: str | None, words: str, t: float, b: int) -> None:
     vad = VadOptions("none", t, 0.2, 1.0, 0.1, 12.5)
     options = TranscribeOptions("demo", "de", "translate", words, prompt, hotwords, b, t, vad)
     task = Task(name, 3, "/a b/ü.pcm", "/r.json", options)

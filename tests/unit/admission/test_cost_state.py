@@ -27,7 +27,7 @@ works = st.builds(
     device=st.sampled_from(["cpu", "cuda", "?"]),
     audio_s=st.floats(),
     chunk_s=st.floats(),
-    word_timestamps=st.booleans(),
+    word_timestamps=st.sampled_from(["", "fast", "aligned"]),
     vad=st.sampled_from(["silero", "pyannote", "none", "?"]),
     beam_size=st.integers(),
 )

@@ -20,7 +20,7 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("align", "asr", "batch", "devices", "gpu", "models", "pipeline", "vad")
+ROOMS = ("alignment", "asr", "attention", "batch", "devices", "gpu", "models", "pipeline", "vad")
 ENCODERS = ("cache", "choice", "fitting", "graph", "int8", "runtime", "sounds", "weights")
 SETUP = WorkerSetup(
     "demo",
@@ -98,7 +98,12 @@ def speech(number: int) -> np.ndarray:
     samples = sorted((catalogue.DEMO_MODEL.parent / "samples").glob("*.[fw]*[cv]"))
     if not samples:
         return noise(2, number)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(samples[number % len(samples)])]
+    return decoded(samples[number % len(samples)])
+
+
+def decoded(sample: Path) -> np.ndarray:
+    """16 kHz samples of a file."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-v", "error", "-i", str(sample)]
     raw = subprocess.run([*command, "-f", "s16le", "-ac", "1", "-ar", "16000", "-"], check=True, capture_output=True).stdout
     return np.frombuffer(raw, "<i2")
 

@@ -38,7 +38,7 @@ def said(pipeline: Any, task: Task) -> dict[str, Any]:
 
 
 def test_result_is_json_and_a_transcript_that_every_format_can_show(pipeline: Any, task: MakeTask) -> None:
-    result = run(pipeline, task(noise(3), word_timestamps=True, language="en"))
+    result = run(pipeline, task(noise(3), word_timestamps="aligned", language="en"))
     transcript = Transcript.from_dict(json.loads(json.dumps(result)))
     assert (transcript.model, transcript.task, transcript.duration) == ("demo", "transcribe", 3.0)
     assert (transcript.language, transcript.language_probability) == ("en", None)
@@ -55,7 +55,7 @@ def test_language_is_detected_with_a_probability_where_none_is_given(pipeline: A
 @pytest.mark.parametrize("method", ["silero", "none"])
 def test_silence_is_an_empty_transcript_in_every_format(pipeline: Any, task: MakeTask, method: str) -> None:
     pcm = np.zeros(16_000 if method == "silero" else 0)
-    result = run(pipeline, task(pcm, vad=VadOptions(method=method), word_timestamps=True))
+    result = run(pipeline, task(pcm, vad=VadOptions(method=method), word_timestamps="aligned"))
     assert (result["segments"], result["language"]) == ([], None)
     transcript = Transcript.from_dict(json.loads(json.dumps(result)))
     for name in ("json", "verbose_json", "text", "srt", "vtt", "tsv"):
@@ -70,7 +70,7 @@ def test_any_number_of_bytes_is_whole_samples(pipeline: Any, task: MakeTask, dat
 
 
 def test_times_of_segments_are_inside_the_recording_and_in_order(pipeline: Any, task: MakeTask) -> None:
-    result = run(pipeline, task(noise(4.5), vad=SHORT, word_timestamps=True, language="en", beam_size=1))
+    result = run(pipeline, task(noise(4.5), vad=SHORT, word_timestamps="aligned", language="en", beam_size=1))
     starts = [segment["start"] for segment in result["segments"]]
     assert starts == sorted(starts)
     assert [segment["id"] for segment in result["segments"]] == list(range(len(starts)))
@@ -94,7 +94,7 @@ def test_cancellation_is_noticed_after_the_next_step_of_every_stage(
     vad = VadOptions(method="silero") if stage == "vad" else SHORT
     with pytest.raises(Cancelled):
         pipeline.transcribe(
-            task(noise(5), vad=vad, beam_size=1, word_timestamps=True, language="en"),
+            task(noise(5), vad=vad, beam_size=1, word_timestamps="aligned", language="en"),
             lambda now, _: seen.append(now),
             lambda: stage == "vad" or seen.count(stage) == 1,
         )
@@ -105,7 +105,7 @@ def test_jobs_with_different_languages_that_share_batches_say_what_they_say_alon
     jobs = [
         task(speech(seed), language=language, vad=SHORT, beam_size=beam, initial_prompt=prompt, word_timestamps=words)
         for seed, (language, beam, prompt, words) in enumerate(
-            [("en", 1, None, True), ("de", 2, "sieben", False), ("es", 1, None, True), (None, 2, "x", False)]
+            [("en", 1, None, "aligned"), ("de", 2, "sieben", "fast"), ("es", 1, None, "aligned"), (None, 2, "x", "")]
         )
     ]
     alone = [said(pipeline, job) for job in jobs]

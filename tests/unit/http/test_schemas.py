@@ -15,7 +15,7 @@ from app.http.schemas import DownloadParams, ExtractParams, TranscribeParams, pa
 from app.jobs import TranscribeOptions, VadOptions
 
 
-def options(default: str = "demo", **fields: str) -> TranscribeOptions:
+def options(default: str = "demo", **fields: Any) -> TranscribeOptions:
     return parse(TranscribeParams, fields).options(default)
 
 
@@ -45,7 +45,7 @@ def test_every_option_reaches_the_job() -> None:
         vad_speech_pad="0.1",
         chunk_size="20",
     )
-    assert (found.model, found.language, found.word_timestamps) == ("large-v3", "de", True)
+    assert (found.model, found.language, found.word_timestamps) == ("large-v3", "de", "aligned")
     assert (found.initial_prompt, found.hotwords, found.beam_size, found.temperature) == ("p", "h", 3, 0.4)
     assert vars(found.vad) == {
         "method": "pyannote",
@@ -58,6 +58,23 @@ def test_every_option_reaches_the_job() -> None:
 
 
 @pytest.mark.parametrize(
+    ("said", "meant"),
+    [("true", "aligned"), (True, "aligned"), ("aligned", "aligned"), ("fast", "fast"), ("false", ""), ("0", ""), (False, "")],
+)
+def test_word_times_are_off_on_or_of_a_kind(said: Any, meant: str) -> None:
+    assert options(word_timestamps=said).word_timestamps == meant
+
+
+def test_word_times_of_an_unknown_kind_are_refused_naming_the_kinds() -> None:
+    assert "must be false, true, fast or aligned" in refused(word_timestamps="exact").message
+
+
+@pytest.mark.parametrize("kind", ["fast", "aligned", "true"])
+def test_a_translation_has_no_word_times_of_any_kind(kind: str) -> None:
+    assert refused(task="translate", word_timestamps=kind).param == "word_timestamps"
+
+
+@pytest.mark.parametrize(
     ("name", "good", "bad"),
     [
         ("beam_size", ("1", "10"), ("0", "11", "1.5", "x", "")),
@@ -67,7 +84,7 @@ def test_every_option_reaches_the_job() -> None:
         ("vad_min_silence", ("0", "10"), ("-1", "10.1", "nan")),
         ("vad_speech_pad", ("0", "2"), ("-0.1", "2.1", "nan")),
         ("chunk_size", ("1", "30"), ("0.9", "30.1", "nan", "-inf")),
-        ("word_timestamps", ("true", "1", "no"), ("maybe", "2", "")),
+        ("word_timestamps", ("true", "1", "no", "fast", "aligned"), ("maybe", "2", "", "FAST")),
         ("initial_prompt", ("", "p" * 2000), ("p" * 2001,)),
         ("hotwords", ("", "h" * 500), ("h" * 501,)),
         ("url", ("http://x",), ("http://" + "x" * 2048,)),

@@ -1,4 +1,4 @@
-"""Word times by WhisperX's own alignment, without a network."""
+"""Word times of segments, without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RECORDING = noise(12)
 
 @pytest.fixture(scope="module")
 def aligner(engine: SimpleNamespace) -> Any:
-    return engine.align.Aligner(SETUP, "cpu")
+    return engine.alignment.Aligner(SETUP, "cpu")
 
 
 def align(aligner: Any, text: str, start: float = 2.0, end: float = 10.0, language: str = "en") -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ def test_nothing_is_fetched_for_splitting_sentences(aligner: Any, no_network: li
 def test_language_without_an_aligner_offline_is_refused_naming_the_remedy(
     engine: SimpleNamespace, tmp_path: Path, language: str, no_network: list[object]
 ) -> None:
-    missing = engine.align.Aligner(replace(SETUP, aligner_path=None, hub_dir=str(tmp_path / "hub")), "cpu")
+    missing = engine.alignment.Aligner(replace(SETUP, aligner_path=None, hub_dir=str(tmp_path / "hub")), "cpu")
     for _ in range(2):
         with pytest.raises(AlignerUnavailable) as error:
             align(missing, "seven", language=language)
@@ -134,7 +134,7 @@ def test_language_without_an_aligner_offline_is_refused_naming_the_remedy(
 def test_aligner_in_the_models_folder_is_taken(engine: SimpleNamespace, tmp_path: Path) -> None:
     (tmp_path / "align-fr").symlink_to(SETUP.aligner_path or "")
     setup = replace(SETUP, aligner_path=None, models_dir=str(tmp_path))
-    assert words(align(engine.align.Aligner(setup, "cpu"), "sept", language="fr"))
+    assert words(align(engine.alignment.Aligner(setup, "cpu"), "sept", language="fr"))
 
 
 def test_damaged_aligner_is_refused_without_its_path(engine: SimpleNamespace, tmp_path: Path) -> None:
@@ -142,5 +142,5 @@ def test_damaged_aligner_is_refused_without_its_path(engine: SimpleNamespace, tm
     (tmp_path / "align-fr" / "config.json").write_text("{}")
     setup = replace(SETUP, aligner_path=None, models_dir=str(tmp_path))
     with pytest.raises(AlignerUnavailable) as error:
-        align(engine.align.Aligner(setup, "cpu"), "sept", language="fr")
+        align(engine.alignment.Aligner(setup, "cpu"), "sept", language="fr")
     assert str(tmp_path) not in error.value.message + error.value.hint

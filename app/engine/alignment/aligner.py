@@ -1,23 +1,22 @@
-"""Word times by forced alignment: WhisperX's own ``align`` on wav2vec2 models.
-
-Two things differ from calling it on a whole file: each segment gets only its own samples (``align`` would copy the whole
-file as float32), and sentences are split without NLTK's downloaded Punkt data.
-"""
+"""Alignment models by language, and segments aligned with them."""
 
 from __future__ import annotations
 
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torchaudio
 import whisperx.alignment
-from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
 
+from app.engine.alignment import ctc
+from app.engine.alignment.emissions import Emissions
+from app.engine.alignment.sentences import SPLITTER
+from app.engine.alignment.words import Timed, labels_of, sentences
 from app.engine.vad import RATE, samples
 from app.errors import AlignerUnavailable
 from app.work import WorkerSetup
@@ -27,32 +26,32 @@ log = logging.getLogger("stenopool.engine")
 SHORTEST = RATE // 10
 """Samples that every aligner's convolutions can take; shorter segments are padded with silence."""
 
-_ABBREVIATIONS = (
-    "mr mrs ms dr prof sr jr st vs etc e.g i.e fig no vol inc ltd co u.s u.k a.m p.m approx dept est "
-    "bzw ca evtl ggf usw z.b d.h nr str sra dña pág p.ej m mme"
-)
 
+@dataclass(frozen=True)
+class Model:
+    """An alignment model. ``labels``: character to column of the emissions; ``blank``: the column of no character."""
 
-class _Splitter(PunktSentenceTokenizer):  # type: ignore[misc]
-    """Splits only where white space stands: ``align`` counts the first character of a sentence that touches another twice."""
+    emissions: Emissions
+    labels: dict[str, int]
+    blank: int
 
-    def span_tokenize(self, text: str, realign_boundaries: bool = True) -> Iterator[tuple[int, int]]:
-        spans: list[tuple[int, int]] = []
-        for start, end in super().span_tokenize(text, realign_boundaries):
-            begin = spans.pop()[0] if spans and spans[-1][1] == start else start
-            spans.append((begin, end))
-        return iter(spans)
+    def timed(self, audio: np.ndarray, said: dict[int, str]) -> dict[int, Timed] | None:
+        """When each character is heard, by its place in the text; ``said`` as :func:`labels_of` gives it.
 
-
-def _punkt(*_: object) -> _Splitter:
-    """A sentence splitter with a short list of abbreviations, in place of downloaded parameters."""
-    parameters = PunktParameters()
-    parameters.abbrev_types = set(_ABBREVIATIONS.split())
-    return _Splitter(parameters)
-
-
-# `align` calls this name once per segment; the original fetches punkt_tab from the network at run time
-whisperx.alignment.nltk_load = _punkt
+        None where the text does not fit into the audio.
+        """
+        seconds = len(audio) / RATE
+        emissions = self.emissions(audio[: int(seconds * RATE)])  # as WhisperX cuts it: one sample less for some lengths
+        spelt = "".join(said.values())  # a few characters become two in lower case
+        if any(label not in self.labels for label in spelt):
+            emissions = ctc.with_wildcard(emissions, self.blank)
+        spans = ctc.force(emissions, [self.labels.get(label, -1) for label in spelt], self.blank)
+        if spans is None:
+            return None
+        frame_s = seconds / len(emissions)
+        edges = ([round(float(edge) * frame_s, 3) for edge in edges] for edges in (spans.start, spans.end))
+        scores = (round(float(score), 3) for score in spans.score)
+        return {place: Timed(*found) for place, *found in zip(said, *edges, scores, strict=False)}
 
 
 class Aligner:
@@ -61,7 +60,7 @@ class Aligner:
     def __init__(self, setup: WorkerSetup, device: str) -> None:
         self._setup = setup
         self._device = device
-        self._models: dict[str, tuple[Any, dict[str, Any]]] = {}
+        self._models: dict[str, Model] = {}
         self._lock = threading.Lock()
 
     def align(self, pcm: np.ndarray, segment: dict[str, Any], language: str) -> list[dict[str, Any]]:
@@ -72,23 +71,26 @@ class Aligner:
         Raises:
             AlignerUnavailable: there is no alignment model for ``language`` here.
         """
-        model, metadata = self._model(language)
-        offset = segment["start"]
+        model, spaced = self._model(language), language not in whisperx.alignment.LANGUAGES_WITHOUT_SPACES
+        text, offset = segment["text"], segment["start"]
+        said = labels_of(text, model.labels, spaced=spaced)
         audio = samples(pcm, offset, segment["end"])
-        if not segment["text"].strip() or len(audio) == 0:
+        if not said or len(audio) == 0:
             return [{**segment, "words": []}]
-        audio = np.pad(audio, (0, max(0, SHORTEST - len(audio))))
-        local = {"start": 0.0, "end": len(audio) / RATE, "text": segment["text"]}
-        aligned = whisperx.alignment.align([local], model, metadata, audio, self._device)["segments"]
-        return [_shifted(segment, sentence, offset) for sentence in aligned]
+        times = model.timed(np.pad(audio, (0, max(0, SHORTEST - len(audio)))), said)
+        if times is None:
+            return [{**segment, "words": []}]
+        found = sentences(text, SPLITTER.span_tokenize(text), times, spaced=spaced)
+        return [_shifted(segment, sentence, offset) for sentence in found]
 
-    def _model(self, language: str) -> tuple[Any, dict[str, Any]]:
+    def _model(self, language: str) -> Model:
+        key = "" if self._setup.aligner_path else language  # one for all languages
         with self._lock:
-            if language not in self._models:
-                self._models[language] = self._load(language)
-            return self._models[language]
+            if key not in self._models:
+                self._models[key] = self._load(language)
+            return self._models[key]
 
-    def _load(self, language: str) -> tuple[Any, dict[str, Any]]:
+    def _load(self, language: str) -> Model:
         name, folder = self._source(language)
         try:
             model, metadata = whisperx.alignment.load_align_model(
@@ -97,7 +99,10 @@ class Aligner:
         except Exception as error:
             log.warning("alignment model for %s could not be loaded: %s", language, error)
             raise _missing(language) from error
-        return model.eval(), metadata
+        labels: dict[str, int] = metadata["dictionary"]
+        blank = labels.get("<pad>", labels.get("[pad]", 0))
+        emissions = Emissions(model, self._device, runners=self._setup.runners, threads=self._setup.threads)
+        return Model(emissions, labels, blank)
 
     def _source(self, language: str) -> tuple[str | None, str | None]:
         """``model_name`` and ``model_dir`` for WhisperX: a local folder, or its default model and our cache."""
@@ -131,5 +136,5 @@ def _or(value: float, otherwise: float) -> float:
 def _missing(language: str) -> AlignerUnavailable:
     return AlignerUnavailable(
         f"There is no alignment model for {language!r} on this server, and none could be fetched.",
-        hint=f"Put a Wav2Vec2ForCTC model into STENOPOOL_MODELS_DIR/align-{language}, or ask without word_timestamps.",
+        hint=f"Put a Wav2Vec2ForCTC model into STENOPOOL_MODELS_DIR/align-{language}, or ask for word_timestamps=fast.",
     )

@@ -1,0 +1,160 @@
+"""What an aligner hears: the probability of every label in every frame, on the runtime that is best here.
+
+On a CPU the torch model is converted for OpenVINO, which computes in bfloat16 where the CPU can, and with int8 weights if these
+keep the probabilities. The first seconds of audio decide, against torch in float32. Elsewhere, and where nothing else will do,
+it is torch. Segments are taken one by one: a batch is no faster on OpenVINO, and its padding would change the group
+normalisation of wav2vec2-base.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import openvino
+import torch
+
+from app.engine.alignment.quantize import quantized
+
+log = logging.getLogger("stenopool.engine")
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+TRIAL_SAMPLES = 48_000
+"""Samples of audio that decide: three seconds."""
+EXAMPLE_SAMPLES = 8_000
+"""Length at which the model is traced; what is made of it takes any."""
+MOST_DEVIATION = 0.02
+"""Share of the probability, in the mean over the frames, that a runtime may give to other labels than torch does."""
+GROUP = "64"
+"""Values of the activations that share one scale."""
+KERNELS = 16
+"""How many OpenVINO keeps of earlier lengths; below it oneDNN keeps as many as :mod:`app.engine.preload` says."""
+
+
+class Emissions:
+    """One model on its runtime; calls may come from several threads at once, and do not wait for each other.
+
+    ``model`` takes (1, samples) at 16 kHz and gives logits in ``.logits`` (transformers) or first (torchaudio). ``runners``
+    calls are made at once, each on ``threads`` threads. ``runtime`` says what was chosen, once it was.
+    """
+
+    def __init__(self, model: torch.nn.Module, device: str, *, runners: int, threads: int) -> None:
+        self.runtime = ""
+        self._model, self._device = _Logits(model).eval(), device
+        self._limits = {"NUM_STREAMS": runners, "INFERENCE_NUM_THREADS": runners * threads, "ENABLE_CPU_PINNING": False}
+        self._run: Run | None = None
+        self._choosing = threading.Lock()
+
+    def __call__(self, audio: np.ndarray) -> np.ndarray:
+        """Natural-log probabilities, float32 (frames, labels), of float32 samples at 16 kHz."""
+        if self._run is None:
+            with self._choosing:
+                if self._run is None:
+                    self._run = self._choose(np.resize(audio, TRIAL_SAMPLES))
+        return _log_softmax(self._run(audio))
+
+    def _choose(self, audio: np.ndarray) -> Run:
+        """The first runtime that keeps what torch says of ``audio``, and is faster."""
+        reference = partial(_in_torch, self._model, self._device)
+        if self._device == "cpu":
+            expected = np.exp(_log_softmax(reference(audio)))
+            limit_s = _seconds(reference, audio)
+            for name, run in self._candidates():
+                deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
+                took_s = _seconds(run, audio)
+                log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
+                if deviation <= MOST_DEVIATION and took_s < limit_s:
+                    self.runtime = name
+                    del self._model  # the converted one has weights of its own
+                    return run
+        self.runtime = "torch"
+        return reference
+
+    def _candidates(self) -> Iterator[tuple[str, Run]]:
+        """Runtimes for a CPU, the fastest first; none where the model cannot be converted."""
+        try:
+            model = _converted(self._model)
+            yield "openvino-int8", _OpenVino(quantized(model), self._limits).run
+            yield "openvino", _OpenVino(model, self._limits).run
+        except Exception:  # of the many kinds that a converter knows
+            log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
+
+
+class _Logits(torch.nn.Module):
+    """A model of either library as one that gives only its logits, (1, frames, labels)."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, audio: torch.Tensor) -> torch.Tensor:
+        answer = self.model(audio)
+        logits: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer.logits
+        return logits
+
+
+def _in_torch(model: torch.nn.Module, device: str, audio: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        logits: np.ndarray = model(torch.from_numpy(audio[None]).to(device))[0].float().cpu().numpy()
+    return logits
+
+
+def _converted(model: torch.nn.Module) -> openvino.Model:
+    with torch.no_grad():
+        return openvino.convert_model(
+            model, example_input=torch.zeros(1, EXAMPLE_SAMPLES), input=[openvino.PartialShape([1, -1])]
+        )
+
+
+class _OpenVino:
+    """A compiled model, and a request for each call that is at work.
+
+    Every length of audio has kernels of its own; kept, they would fill the memory (7 MB each with wav2vec2-base). Making
+    them anew takes less than a tenth of a call. Nor does it keep what a call computed with (half a gigabyte for 30 s).
+    """
+
+    def __init__(self, model: openvino.Model, limits: dict[str, Any]) -> None:
+        hints = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP, "CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
+        self._compiled = openvino.Core().compile_model(model, "CPU", limits | hints)
+        self._idle: list[openvino.InferRequest] = []
+        self._at_work = 0
+        self._lock = threading.Lock()
+
+    def run(self, audio: np.ndarray) -> np.ndarray:
+        """Logits (frames, labels)."""
+        with self._lock:
+            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+            self._at_work += 1
+        try:
+            request.infer([audio[None]], share_inputs=True)
+            logits: np.ndarray = request.get_output_tensor(0).data[0].astype(np.float32)
+        finally:
+            with self._lock:
+                self._idle.append(request)
+                self._at_work -= 1
+                if not self._at_work:
+                    self._compiled.release_memory()
+        return logits
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return found
+
+
+def _deviation(found: np.ndarray, expected: np.ndarray) -> float:
+    """The total variation distance of two sets of distributions (frames, labels), in the mean over the frames: 0 to 1."""
+    return float(np.abs(found - expected).sum(axis=-1).mean() / 2) if found.shape == expected.shape else 1.0
+
+
+def _seconds(run: Run, audio: np.ndarray) -> float:
+    began = time.perf_counter()
+    run(audio)
+    return time.perf_counter() - began

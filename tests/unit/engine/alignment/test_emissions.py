@@ -1,0 +1,138 @@
+"""Which runtime an aligner gets, and that several threads may use it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app import catalogue
+from tests.unit.engine.conftest import speech
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Make = Callable[[], Any]
+
+
+@pytest.fixture
+def module(engine: SimpleNamespace) -> Any:
+    return engine.alignment.emissions
+
+
+@pytest.fixture
+def make(module: Any) -> Make:
+    from transformers import Wav2Vec2ForCTC
+
+    return lambda: module.Emissions(Wav2Vec2ForCTC.from_pretrained(catalogue.DEMO_ALIGNER).eval(), "cpu", runners=2, threads=1)
+
+
+def audio(number: int = 0) -> np.ndarray:
+    return speech(number).astype(np.float32) / 32768
+
+
+def slow_torch(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    times = iter([1.0] + [0.0] * 9)
+    monkeypatch.setattr(module, "_seconds", lambda run, audio: next(times))
+
+
+def test_int8_is_taken_where_it_is_faster_and_near_enough(make: Make, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_torch(monkeypatch, module)
+    emissions = make()
+    found = emissions(audio())
+    assert emissions.runtime == "openvino-int8"
+    assert found.dtype == np.float32
+    assert np.exp(found).sum(axis=1) == pytest.approx(1, abs=1e-4)
+
+
+def test_what_changes_the_probabilities_too_much_is_not_taken(
+    engine: SimpleNamespace, make: Make, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_torch(monkeypatch, module)
+    right = engine.alignment.quantize._in_int8
+    monkeypatch.setattr(engine.alignment.quantize, "_in_int8", lambda weights, across: right(np.ones_like(weights), across))
+    emissions = make()
+    emissions(audio())
+    assert emissions.runtime == "openvino"
+
+
+def test_torch_stays_where_nothing_is_faster(make: Make, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda run, audio: 1.0)
+    emissions = make()
+    emissions(audio())
+    assert emissions.runtime == "torch"
+
+
+def test_torch_stays_where_the_model_cannot_be_converted(
+    make: Make, module: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("an operation that OpenVINO does not know")
+
+    monkeypatch.setattr(module.openvino, "convert_model", refuse)
+    with caplog.at_level(logging.WARNING):
+        emissions = make()
+        assert len(emissions(audio()))
+    assert emissions.runtime == "torch"
+    assert "could not be converted" in caplog.text
+
+
+def test_threads_at_once_get_what_each_gets_alone_for_every_length(
+    make: Make, module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_torch(monkeypatch, module)
+    emissions, whole = make(), audio()
+    cuts = [whole[: 1600 * number] for number in range(1, 25)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(emissions, cuts))
+    assert emissions.runtime == "openvino-int8"
+    for cut, found in zip(cuts, together, strict=True):
+        assert found == pytest.approx(emissions(cut), abs=1e-5)
+
+
+def test_a_model_of_torchaudio_is_converted_too(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchaudio
+
+    slow_torch(monkeypatch, module)
+    model = torchaudio.models.wav2vec2_model(
+        "group_norm",
+        [(32, 10, 5), (32, 8, 8), (32, 4, 4), (32, 2, 2)],
+        False,
+        32,
+        0.0,
+        15,
+        4,
+        2,
+        2,
+        0.0,
+        64,
+        0.0,
+        0.0,
+        False,
+        0.0,
+        29,
+    )
+    emissions = module.Emissions(model.eval(), "cpu", runners=1, threads=1)
+    assert emissions(audio()).shape[1] == 29
+    assert emissions.runtime == "openvino-int8"
+
+
+def test_weights_are_rounded_to_a_127th_of_the_largest_of_their_channel(engine: SimpleNamespace) -> None:
+    import openvino
+    from openvino import opset13 as ops
+
+    weights = np.random.default_rng(0).normal(0, 1, (6, 5)).astype(np.float32) * np.array([[1], [10], [0.1], [0], [5], [3]])
+    entry = ops.parameter([1, 5], np.float32)
+    model = openvino.Model([ops.matmul(entry, ops.constant(weights.astype(np.float32)), False, True)], [entry])
+    quantized = engine.alignment.emissions.quantized(model)
+    kinds = [
+        node.get_element_type().get_type_name() for node in quantized.get_ordered_ops() if node.get_type_name() == "Constant"
+    ]
+    assert "i8" in kinds
+    run = openvino.Core().compile_model(quantized, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = np.stack([run(row[None])[0][0] for row in np.eye(5, dtype=np.float32)]).T
+    assert np.all(np.abs(found - weights) <= np.abs(weights).max(axis=1, keepdims=True) / 127 / 2 + 1e-6)
