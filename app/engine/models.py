@@ -42,7 +42,7 @@ def _window_model(setup: WorkerSetup, device: str, path: str) -> WindowModel:
         device_index=index_of(device),
         compute_type=compute_type(setup.compute_type, device),
         cpu_threads=setup.threads,
-        num_workers=setup.runners,
+        num_workers=setup.runners + 1,  # one for the express
         local_files_only=True,
     )
 

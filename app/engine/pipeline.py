@@ -47,7 +47,9 @@ class Pipeline:
         self.encoder = self._model.choice.shown() if self._model.choice else None
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
-        self._runners: Runners[Piece] = Runners(self._recognise_batch, setup.runners, setup.batch_size, setup.batch_wait_s)
+        self._runners: Runners[Piece] = Runners(
+            self._recognise_batch, setup.runners, setup.batch_size, setup.batch_wait_s, express=self.device == "cpu"
+        )
         self._warm_up()
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:

@@ -4,6 +4,10 @@ A job of its own holds no batch: it hands in windows and calls, and as many runn
 them, fair between jobs. Windows of several jobs share a batch (continuous batching of requests, Orca, Yu et al., OSDI 2022,
 at the level of whole windows). So N jobs at once take the working memory of the runners, not N times that of a batch, and
 a short clip waits for a batch and not for a long file.
+
+On a CPU it does not even wait for that: one more thread, the express, takes short jobs while all runners are at work on long
+ones, and the system shares the cores between them. A batch is then of long jobs or of short ones: a short job that filled its
+batch with windows of a long one would take as many times longer.
 """
 
 from __future__ import annotations
@@ -50,18 +54,23 @@ Run = Callable[[Sequence[Unit[W]]], Iterable[Any]]
 class Runners(Generic[W]):
     """``run(units)`` computes the windows of one batch, at most ``size``; it is called in ``count`` threads.
 
-    ``wait_s``: how long a batch that is not full waits for more windows where other jobs are about.
+    ``wait_s``: how long a batch that is not full waits for more windows where other jobs are about. ``express``: one thread
+    more for short jobs, those whose windows fit into a batch, while the others have only long ones.
     """
 
-    def __init__(self, run: Run[W], count: int, size: int, wait_s: float = 0.0) -> None:
+    def __init__(self, run: Run[W], count: int, size: int, wait_s: float = 0.0, *, express: bool = False) -> None:
         self._run, self._count, self._size, self._wait_s = run, count, size, wait_s
         self._changed = threading.Condition()
         self._ready: OrderedDict[Lease[W], None] = OrderedDict()
         self._jobs: set[Lease[W]] = set()
         self._idle = count
-        self._windows = self._entered = 0
+        self._windows = self._entered = self._hurrying = 0
+        self._express = express
+        self._busy: list[Lease[W]] = []
         for number in range(count):
             threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
+        if express:
+            threading.Thread(target=self._hurry, name="express", daemon=True).start()
 
     def lease(self, cancelled: Callable[[], bool], size: int | None = None) -> Lease[W]:
         """A job's way in; to be used as a context. ``size``: windows of a batch that it leads, if fewer than usual."""
@@ -85,6 +94,7 @@ class Runners(Generic[W]):
     def _add(self, job: Lease[W], units: Iterable[Unit[W]]) -> None:
         with self._changed:
             job.pending.extend(units)
+            job.long = len(job.pending) > self._size
             self._queue(job)
 
     def release(self, job: Lease[W]) -> None:
@@ -107,13 +117,39 @@ class Runners(Generic[W]):
                     self._changed.wait()
                 self._idle -= 1
                 units = self._take()
+                self._busy.append(units[0].job)
                 self._started(units)
-            began = time.monotonic()
-            if units[0].call is not None:
-                _call(units[0])
-            else:
-                self._compute(units)
-            self._finished(units, time.monotonic() - began)
+            seconds = self._timed(units)
+            with self._changed:
+                self._idle += 1
+                self._busy.remove(units[0].job)
+                self._finished(units, seconds)
+
+    def _hurry(self) -> None:
+        while True:
+            with self._changed:
+                while (job := self._short_behind_long()) is None:
+                    self._changed.wait()
+                units = [self._next_of(job)]
+                self._hurrying = 1
+                self._started(units)
+            seconds = self._timed(units)
+            with self._changed:
+                self._hurrying = 0
+                self._finished(units, seconds)
+
+    def _short_behind_long(self) -> Lease[W] | None:
+        if self._idle or not all(job.long for job in self._busy):
+            return None
+        return next((job for job in self._ready if not job.long), None)
+
+    def _timed(self, units: list[Unit[W]]) -> float:
+        began = time.monotonic()
+        if units[0].call is not None:
+            _call(units[0])
+        else:
+            self._compute(units)
+        return time.monotonic() - began
 
     def _take(self) -> list[Unit[W]]:
         """The next call, or the next windows: of one job after the other, one each, and round again.
@@ -128,23 +164,24 @@ class Runners(Generic[W]):
         most = job.size if self._wait_s else self._fair_size(job)
         deadline = time.monotonic() + self._wait_s
         while len(units) < most:
-            following = [one for one in self._ready if one.pending[0].call is None]
+            following = [one for one in self._ready if self._goes_with(job, one)]
             oldest = min(following, key=lambda one: one.number, default=None)
             if oldest is not None:
                 behind = sum(unit.job is oldest for unit in units) >= most // 2
                 units.append(self._next_of(following[0] if behind else oldest))
             elif self._jobs <= {unit.job for unit in units} or not self._changed.wait_for(
-                self._has_window, deadline - time.monotonic()
+                lambda: any(self._goes_with(job, one) for one in self._ready), deadline - time.monotonic()
             ):
                 break
         return units
 
-    def _has_window(self) -> bool:
-        return any(one.pending[0].call is None for one in self._ready)
+    def _goes_with(self, job: Lease[W], other: Lease[W]) -> bool:
+        """Whether the next unit of ``other`` may share a batch with windows of ``job``."""
+        return other.pending[0].call is None and (not self._express or other.long == job.long)
 
     def _fair_size(self, job: Lease[W]) -> int:
         """Windows of a batch: those that are there are spread over the runners that have nothing to do."""
-        waiting = 1 + sum(1 for one in self._ready for unit in one.pending if unit.call is None)
+        waiting = 1 + sum(len(one.pending) for one in self._ready if self._goes_with(job, one))
         return min(job.size, -(-waiting // (self._idle + 1)))
 
     def _next_of(self, job: Lease[W]) -> Unit[W]:
@@ -173,18 +210,17 @@ class Runners(Generic[W]):
             self._note(job)
 
     def _note(self, job: Lease[W]) -> None:
-        job.spent.calls = max(job.spent.calls, self._count - self._idle)
+        job.spent.calls = max(job.spent.calls, self._count - self._idle + self._hurrying)
         job.spent.windows = max(job.spent.windows, self._windows)
 
     def _finished(self, units: Sequence[Unit[W]], seconds: float) -> None:
-        with self._changed:
-            self._idle += 1
-            self._windows -= len(units)
-            for unit in units:
-                unit.job.spent.seconds += seconds / len(units)
-                unit.job.holds = unit.job.held = False
-                self._queue(unit.job)
-                unit.done.set()
+        self._windows -= len(units)
+        for unit in units:
+            unit.job.spent.seconds += seconds / len(units)
+            unit.job.holds = unit.job.held = False
+            self._queue(unit.job)
+            unit.done.set()
+        self._changed.notify_all()  # the express looks who is at work now
 
 
 class Lease(Generic[W]):
@@ -196,7 +232,7 @@ class Lease(Generic[W]):
         self.number = 0
         self.pending: deque[Unit[W]] = deque()
         self.spent = Spent()
-        self.holds = self.held = False
+        self.holds = self.held = self.long = False
 
     def __enter__(self) -> Lease[W]:
         self._runners._enter(self)

@@ -21,14 +21,17 @@ def never() -> bool:
 class Tool:
     """Runners whose batches wait until the test lets them go, and are noted."""
 
-    def __init__(self, count: int = 1, size: int = 4, wait_s: float = 0.0) -> None:
+    def __init__(self, count: int = 1, size: int = 4, wait_s: float = 0.0, express: bool = False) -> None:
         self.batches: list[list[Any]] = []
         self.gate = threading.Semaphore(0)
         self.began = threading.Semaphore(0)
-        self.runners: Runners[Any] = Runners(self._run, count, size, wait_s)
+        self.at_once: Any = None
+        self.runners: Runners[Any] = Runners(self._run, count, size, wait_s, express=express)
 
     def _run(self, units: Sequence[Unit[Any]]) -> list[Any]:
         self.batches.append([unit.window for unit in units])
+        if units[0].window == self.at_once:
+            return [f"<{unit.window}>" for unit in units]
         self.began.release()
         assert self.gate.acquire(timeout=10)
         if any(unit.window == "bad" for unit in units):
@@ -211,3 +214,65 @@ def test_a_batch_waits_for_more_windows_only_where_other_jobs_are_about(threads:
         assert list(other.windows(["comes"])) == ["<comes>"]
         assert future.result(10) == ["<waits>"]
     assert sorted(tool.batches[1]) == ["comes", "waits"]
+
+
+# -- the express, which takes short jobs while all runners have long ones
+
+
+def long_ones(name: str) -> list[str]:
+    return [f"{name} {number}" for number in range(20)]
+
+
+def test_a_short_job_does_not_wait_for_the_batches_of_long_ones(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, express=True)
+    tool.at_once = "short"
+    long = threads.submit(job, tool, long_ones("long"))
+    tool.until_began()
+    tool.until_began()
+    assert job(tool, ["short", "short"]) == ["<short>"] * 2
+    assert [batch for batch in tool.batches if "short" in batch] == [["short"]] * 2
+    tool.go()
+    assert len(long.result(10)) == 20
+
+
+def test_the_first_call_of_a_job_does_not_wait_for_a_long_one_either(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(express=True)
+    long = threads.submit(job, tool, long_ones("long"))
+    tool.until_began()
+    with tool.runners.lease(never) as lease:
+        assert lease.call(lambda: "found speech") == "found speech"
+    tool.go()
+    assert len(long.result(10)) == 20
+
+
+def test_a_long_job_waits_for_a_runner_and_a_short_one_behind_a_short_one_too(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(express=True)
+    first = busy(tool, threads)
+    futures = waiting(tool, threads, long_ones("long"), ["short"])
+    assert tool.batches == [["first"]]
+    tool.go()
+    assert [len(future.result(10)) for future in (first, *futures)] == [1, 20, 1]
+
+
+def test_a_batch_is_of_short_jobs_or_of_long_ones(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(express=True)
+    first = busy(tool, threads)
+    futures = waiting(tool, threads, long_ones("long"), ["short 1"], long_ones("longer"), ["short 2"])
+    tool.go()
+    assert [len(future.result(10)) for future in (first, *futures)] == [1, 20, 1, 20, 1]
+    assert all(len({window.startswith("short") for window in batch}) == 1 for batch in tool.batches)
+    assert ["short 1", "short 2"] in tool.batches
+    assert any({"long", "longer"} == {window.split()[0] for window in batch} for batch in tool.batches)
+
+
+def test_what_the_express_has_at_work_is_told_to_everybody(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(express=True)
+    with tool.runners.lease(never) as watching:
+        long = threads.submit(job, tool, long_ones("long"))
+        tool.until_began()
+        short = threads.submit(job, tool, ["short"])
+        tool.until_began()
+        tool.go()
+        assert short.result(10) == ["<short>"]
+        assert len(long.result(10)) == 20
+    assert (watching.spent.calls, watching.spent.windows) == (2, 5)
