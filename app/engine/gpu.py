@@ -26,6 +26,8 @@ R = TypeVar("R")
 
 _OUT_OF_MEMORY = re.compile("out of memory|CUBLAS_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _LOST = re.compile("CUDA failed with error|cuBLAS failed with status|CUDA error|CUBLAS_STATUS|CUDNN_STATUS_(EXEC|INTERNAL)")
+_TOO_OLD = re.compile("no kernel image|invalid device function")
+"""A GPU that torch was not built for: only what torch does there fails."""
 
 
 class OnDevice(Protocol):
@@ -44,7 +46,7 @@ def on_its_device(make: Callable[[WorkerSetup], E], setup: WorkerSetup) -> E:
         ModelUnavailable: the device is not there, has no room, or fails.
     """
     device = asr_device(setup.device)
-    if kind_of(device) != "cuda":
+    if kind_of(device) != "cuda" or not torch.cuda.is_available():  # a torch for CPUs beside a GPU that CTranslate2 can use
         return make(setup)
     try:
         cublas.preload()
@@ -107,5 +109,6 @@ def raise_if_lost(error: RuntimeError) -> None:
     Raises:
         DeviceLost: it is one.
     """
-    if _LOST.search(str(error)) and not _OUT_OF_MEMORY.search(str(error)):
+    harmless = _OUT_OF_MEMORY.search(str(error)) or _TOO_OLD.search(str(error))
+    if _LOST.search(str(error)) and not harmless:
         raise DeviceLost(str(error)) from error

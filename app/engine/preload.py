@@ -10,6 +10,8 @@ import sys
 import threading
 import warnings
 
+_threads = threading.active_count()  # where workers are spawned, one has begun to measure memory
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -36,7 +38,7 @@ import whisperx.asr  # noqa: E402, F401
 
 logging.getLogger("whisperx").setLevel(logging.ERROR)
 
-if threading.active_count() > 1:
+if threading.active_count() > _threads:
     raise RuntimeError(f"an import started a thread: {threading.enumerate()}")
 
 gc.collect()

@@ -119,6 +119,8 @@ class Runners(Generic[W]):
                 units = self._take()
                 self._busy.append(units[0].job)
                 self._started(units)
+                if self._express:
+                    self._changed.notify_all()  # it looks who is at work now
             seconds = self._timed(units)
             with self._changed:
                 self._idle += 1

@@ -190,7 +190,7 @@ def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
             "on_disk": catalogue.local_path(spec.name, service.settings) is not None,
             "loaded": bool(lanes.get(spec.name, {}).get("workers")),
             "devices": lanes.get(spec.name, {}).get("devices", {}),
-            "encoder": next((one["encoder"] for one in lanes.get(spec.name, {}).get("workers", []) if one["encoder"]), None),
+            "encoder": next((e for one in lanes.get(spec.name, {}).get("workers", []) if (e := one.get("encoder"))), None),
             "ram_bytes": spec.ram_bytes,
             "languages": list(spec.languages),
         }

@@ -66,10 +66,7 @@ class Emissions:
             expected = np.exp(_log_softmax(reference(audio)))
             limit_s = _seconds(reference, audio)
             for name, run in self._candidates():
-                deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
-                took_s = _seconds(run, audio)
-                log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
-                if deviation <= MOST_DEVIATION and took_s < limit_s:
+                if _serves(name, run, audio, expected, limit_s):
                     self.runtime = name
                     del self._model  # the converted one has weights of its own
                     return run
@@ -84,6 +81,18 @@ class Emissions:
             yield "openvino", _OpenVino(model, self._limits).run
         except Exception:  # of the many kinds that a converter knows
             log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
+
+
+def _serves(name: str, run: Run, audio: np.ndarray, expected: np.ndarray, limit_s: float) -> bool:
+    """Whether a runtime works at all, says what is expected, and takes less than ``limit_s`` seconds."""
+    try:
+        deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
+        took_s = _seconds(run, audio)
+    except Exception:  # of the many kinds that a runtime knows
+        log.warning("the aligner could not be run by %s", name, exc_info=True)
+        return False
+    log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
+    return deviation <= MOST_DEVIATION and took_s < limit_s
 
 
 class _Logits(torch.nn.Module):

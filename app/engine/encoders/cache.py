@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,13 +19,17 @@ from pathlib import Path
 import ctranslate2
 import numpy as np
 import openvino
-import psutil
 
 from app.durable import write_durably
 from app.engine.encoders.choice import Choice, Machine
 from app.engine.encoders.int8 import Range
 from app.errors import DiskFull
 
+MOST_TRIES = 2
+OLD_S = 3600.0
+"""Seconds after which a folder is left over; a load takes less (``STENOPOOL_SETUP_TIMEOUT_S``)."""
+RESERVE_BYTES = 512 << 20
+"""Disk that is left to others."""
 FORMAT = 1
 """To be raised whenever graphs, ranges or the way of choosing change."""
 
@@ -67,14 +72,40 @@ def save(folder: Path, name: str, choice: Choice) -> None:
 
 
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[Path]:
-    """A new folder in ``folder``, deleted at the end; those of workers that did not live to delete them go first."""
+def trying(folder: Path, name: str) -> Iterator[None]:
+    """While a choice is made. Where the process did not survive that twice, nobody tries a third time.
+
+    Raises:
+        RuntimeError: it is not to be tried.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    marks = [folder / f"{name}.tried-{number}" for number in range(MOST_TRIES)]
+    mark = next((mark for mark in marks if not mark.exists()), None)
+    if mark is None:
+        raise RuntimeError(f"the worker ended {MOST_TRIES} times while it measured encoders (delete {name}.* to try again)")
+    mark.touch()
+    try:
+        yield
+    finally:
+        for mark in marks:
+            mark.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, size: int) -> Iterator[Path]:
+    """A new folder in ``folder`` for ``size`` bytes, deleted at the end; those of workers that did not live to do so go first.
+
+    Raises:
+        OSError: there is no room for it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("loading-*"):
-        pid = left.name.split("-")[1]
-        if not pid.isdigit() or int(pid) == os.getpid() or not psutil.pid_exists(int(pid)):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"loading-{os.getpid()}-", dir=folder) as made:
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > OLD_S:
+                shutil.rmtree(left, ignore_errors=True)
+    if shutil.disk_usage(folder).free < size + RESERVE_BYTES:
+        raise OSError(f"no room for {size} bytes while a model is loaded")
+    with tempfile.TemporaryDirectory(prefix="loading-", dir=folder) as made:
         yield Path(made)
 
 

@@ -6,6 +6,7 @@ Measured when a model is loaded for the first time, and kept for the next times.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,12 +29,15 @@ SLOW_S = 1.0
 """Seconds of a call that need not be repeated: what disturbs it is small beside it."""
 LEAST_WINDOWS, ENOUGH_S = 5, 15.0
 """Windows to calibrate with at least, and seconds that more of them may take."""
+SLOWEST_S = 20.0
+"""Seconds of CTranslate2's call above which nothing is calibrated, which would take minutes: what needs no ranges is tried."""
 MARGIN = 0.9
 """Another encoder than CTranslate2's must take less than this share of its time."""
 MOST_ERROR, TIMES_ERROR = 0.03, 1.5
 """Relative error against float32 that is always fine; beyond it, at most so many times CTranslate2's own."""
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Timed = tuple[list[np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Choice:
         """As ``/models`` shows it: JSON values, rounded."""
         figures = {"seconds_per_window": self.seconds, "relative_errors": self.errors}
         return {"name": self.name} | {
-            what: {name: float(f"{value:.3g}") for name, value in found.items()} for what, found in figures.items()
+            what: {name: float(f"{value:.3g}") if math.isfinite(value) else None for name, value in found.items()}
+            for what, found in figures.items()
         }
 
 
@@ -83,19 +88,21 @@ def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
     return Encoder(model, machine.calls, machine.threads, options[name])
 
 
-def choose(weights: Weights, own: Encode, mels: Sequence[np.ndarray], machine: Machine, *, forced: bool = False) -> Choice:
+def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Machine, *, forced: bool = False) -> Choice:
     """Measure all encoders that may be used.
 
-    ``own``: CTranslate2's, (mels, 3000) → (1500, width), which is out where another one is ``forced``. ``mels``: windows of
-    speech; the last of them show errors and times.
+    ``own``: what CTranslate2's made of the last windows, which is out where another one is ``forced``. ``mels``: windows of
+    sound, (mels, 3000) each; the last of them show errors and times.
     """
-    tried = mels[-TRIED:]
-    outputs, took = _timed(own, tried)
+    tried, (outputs, took) = mels[-TRIED:], own
     windows = min(len(mels) - TRIED, max(LEAST_WINDOWS, int(ENOUGH_S / took)))
+    candidates = machine.candidates
+    if took > SLOWEST_S:
+        windows, candidates = 0, candidates[-1:]
     ranges, exact = observe(weights, [*mels[:windows], *tried], windows, machine.calls * machine.threads)
     seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
-    for name in machine.candidates:
-        outputs, seconds[name] = _timed(run(name, build(name, weights, ranges), machine).encode, tried)
+    for name in candidates:
+        outputs, seconds[name] = timed(run(name, build(name, weights, ranges), machine).encode, tried)
         errors[name] = _error(outputs, exact)
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)
     log.info("encoder: %s; seconds per window: %s; relative errors: %s", choice.name, _shown(seconds), _shown(errors))
@@ -110,8 +117,12 @@ def fastest(seconds: dict[str, float], errors: dict[str, float], *, forced: bool
     return best if forced or seconds[best] < MARGIN * seconds[CTRANSLATE2] else CTRANSLATE2
 
 
-def _timed(encode: Encode, mels: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float]:
-    """All outputs, and the least time of a call but for the first: what else the machine does only ever adds."""
+def timed(encode: Encode, mels: Sequence[np.ndarray]) -> Timed:
+    """The outputs for the last windows of ``mels``, and the least time of a call but for the first.
+
+    The least, because what else the machine does only ever adds.
+    """
+    mels = mels[-TRIED:]
     outputs, taken = [encode(mels[0])], []
     for mel in [*mels[1:], *mels[:1]]:
         began = time.perf_counter()
@@ -123,6 +134,8 @@ def _timed(encode: Encode, mels: Sequence[np.ndarray]) -> tuple[list[np.ndarray]
 
 
 def _error(outputs: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    if not all(np.isfinite(found).all() for found in outputs):
+        return math.inf
     pairs = zip(outputs, exact, strict=True)
     return max(float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)) for found, wanted in pairs)
 

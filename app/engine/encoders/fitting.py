@@ -13,7 +13,7 @@ import numpy as np
 from app.engine.asr import WindowModel
 from app.engine.devices import compute_type
 from app.engine.encoders import cache
-from app.engine.encoders.choice import CTRANSLATE2, Choice, Machine, build, choose, run
+from app.engine.encoders.choice import CTRANSLATE2, Choice, Machine, Timed, build, choose, run, timed
 from app.engine.encoders.runtime import mapped
 from app.engine.encoders.sounds import sounds
 from app.engine.encoders.weights import Weights
@@ -32,12 +32,15 @@ def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowMode
     if device != "cpu" or setup.encoder == CTRANSLATE2:
         return load(path)
     machine = Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
+    choice = model = None
     try:
         choice = _chosen(setup, path, machine, load)
-        model = load(path) if choice.name == CTRANSLATE2 else _with_encoder(setup, Path(path), choice, machine, load)
+        if choice.name != CTRANSLATE2:
+            model = _with_encoder(setup, Path(path), choice, machine, load)
     except Exception:
         log.exception("no encoder could be chosen for %s; CTranslate2's is used", setup.model)
-        return load(path)
+        choice = None
+    model = model or load(path)  # not while an error holds on to what was loaded before
     model.choice = choice
     return model
 
@@ -47,18 +50,23 @@ def _chosen(setup: WorkerSetup, path: str, machine: Machine, load: Load) -> Choi
     name = f"{setup.encoder}-{cache.key(file, machine)}"
     choice = cache.load(folder, name)
     if choice is None:
-        own = load(path)
-        mels = [own.log_mel(audio) for audio in sounds(Path(setup.samples_dir))]
-        forced = setup.encoder != "auto"
-        choice = choose(Weights(file), lambda mel: np.asarray(own.encode(mel[None]))[0], mels, machine, forced=forced)
-        cache.save(folder, name, choice)
+        with cache.trying(folder, name):
+            own, mels = _own(load(path), setup)
+            choice = choose(Weights(file), own, mels, machine, forced=setup.encoder != "auto")
+            cache.save(folder, name, choice)
     return choice
+
+
+def _own(model: WindowModel, setup: WorkerSetup) -> tuple[Timed, list[np.ndarray]]:
+    """What CTranslate2's encoder does, and the windows; the model is not needed any more."""
+    mels = [model.log_mel(audio) for audio in sounds(Path(setup.samples_dir))]
+    return timed(lambda mel: np.asarray(model.encode(mel[None]))[0], mels), mels
 
 
 def _with_encoder(setup: WorkerSetup, path: Path, choice: Choice, machine: Machine, load: Load) -> WindowModel:
     """The model without the layers that it no longer needs, and what takes their place."""
     weights = Weights(path / "model.bin")
-    with cache.scratch(Path(setup.encoders_dir)) as folder:
+    with cache.scratch(Path(setup.encoders_dir), 2 * (path / "model.bin").stat().st_size) as folder:
         for file in path.iterdir():
             if file.suffix in (".json", ".txt"):
                 shutil.copyfile(file, folder / file.name)

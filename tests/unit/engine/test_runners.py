@@ -245,6 +245,18 @@ def test_the_first_call_of_a_job_does_not_wait_for_a_long_one_either(threads: Th
     assert len(long.result(10)) == 20
 
 
+def test_a_short_job_is_taken_when_a_runner_has_just_begun_a_long_one(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(express=True)
+    tool.at_once = "short"
+    first = busy(tool, threads)
+    (long,) = waiting(tool, threads, long_ones("long"), hold=True)
+    (short,) = waiting(tool, threads, ["short"])
+    tool.go(1)
+    assert short.result(10) == ["<short>"]
+    tool.go()
+    assert [len(future.result(10)) for future in (first, long)] == [1, 20]
+
+
 def test_a_long_job_waits_for_a_runner_and_a_short_one_behind_a_short_one_too(threads: ThreadPoolExecutor) -> None:
     tool = Tool(express=True)
     first = busy(tool, threads)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
-import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -174,14 +173,28 @@ def test_no_encoder_rounds_more_than_the_compute_type_that_was_asked_for(
     assert parts.choice.Machine(1, 1, compute_type).candidates == candidates
 
 
-def test_an_encoder_that_takes_no_time_is_not_replaced(
-    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any
+@pytest.mark.parametrize(
+    ("took", "tried"),
+    [(1e-6, {"openvino_int8", "openvino_int8_dynamic"}), (30.0, {"openvino_int8_dynamic"})],
+)
+def test_an_encoder_that_takes_no_time_is_not_replaced_and_a_very_slow_one_without_calibration(
+    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, took: float, tried: set[str]
 ) -> None:
     _, exact = observed
-    answers = {id(mel): output for mel, output in zip(mels[5:], exact, strict=True)}
-    choice = parts.choice.choose(weights, lambda mel: answers[id(mel)], mels, parts.choice.Machine(1, 2, "int8"))
-    assert choice.name == "ctranslate2"
-    assert set(choice.seconds) == set(choice.errors) == {"ctranslate2", "openvino_int8", "openvino_int8_dynamic"}
+    choice = parts.choice.choose(weights, (exact, took), mels, parts.choice.Machine(1, 2, "int8"))
+    assert choice.name == ("ctranslate2" if took < 1 else "openvino_int8_dynamic")
+    assert set(choice.seconds) == set(choice.errors) == {"ctranslate2", *tried}
+
+
+def test_an_encoder_that_gives_no_numbers_is_out_and_can_be_shown(parts: Parts) -> None:
+    fine, broken = np.ones((2, 2)), np.array([[1.0, np.nan], [1.0, 1.0]])
+    error = parts.choice._error([fine, broken], [fine, fine])
+    assert parts.choice.fastest({"ctranslate2": 1.0, "openvino_float": 0.1}, {"ctranslate2": 0.0, "openvino_float": error}) == (
+        "ctranslate2"
+    )
+    assert parts.choice.Choice("ctranslate2", {}, {"openvino_float": error}).shown()["relative_errors"] == {
+        "openvino_float": None
+    }
 
 
 # -- what is kept of it
@@ -216,16 +229,33 @@ def test_other_weights_threads_or_compute_types_have_a_choice_of_their_own(parts
     assert parts.cache.key(one, machine) in keys
 
 
-def test_a_folder_of_a_worker_that_died_while_loading_goes_with_the_next_load_and_others_stay(
+def test_a_folder_that_was_left_goes_with_a_later_load_and_one_in_use_stays(parts: Parts, tmp_path: Path) -> None:
+    for name, age_s in (("loading-left", 7200), ("loading-used", 60)):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (time.time() - age_s,) * 2)
+    with parts.cache.scratch(tmp_path, 1000) as folder:
+        assert {one.name for one in tmp_path.iterdir()} == {folder.name, "loading-used"}
+    assert not folder.exists()
+
+
+def test_nothing_is_written_for_a_load_where_the_disk_has_no_room(parts: Parts, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no room"), parts.cache.scratch(tmp_path, 1 << 60):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_measuring_that_killed_the_worker_twice_is_not_tried_again_and_an_error_does_not_count(
     parts: Parts, tmp_path: Path
 ) -> None:
-    with subprocess.Popen([sys.executable, "-c", "pass"]) as ended:
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), parts.cache.trying(tmp_path, "one"):
+            raise ZeroDivisionError
+    for number in range(2):
+        (tmp_path / f"one.tried-{number}").touch()  # what a process leaves that is killed meanwhile
+    with pytest.raises(RuntimeError, match="to try again"), parts.cache.trying(tmp_path, "one"):
         pass
-    for pid in (ended.pid, os.getpid(), os.getppid()):
-        (tmp_path / f"loading-{pid}-x").mkdir()
-    with parts.cache.scratch(tmp_path) as folder:
-        assert {one.name for one in tmp_path.iterdir()} == {folder.name, f"loading-{os.getppid()}-x"}
-    assert not folder.exists()
+    with parts.cache.trying(tmp_path, "another"):
+        pass
 
 
 # -- a model with the encoder that suits it
