@@ -33,6 +33,8 @@ SLOWEST_S = 20.0
 """Seconds of CTranslate2's call above which nothing is calibrated, which would take minutes: what needs no ranges is tried."""
 MARGIN = 0.9
 """Another encoder than CTranslate2's must take less than this share of its time."""
+AS_FAST = 1.15
+"""Of encoders that take up to so many times the fastest one's time, the most exact one is used."""
 MOST_ERROR, TIMES_ERROR = 0.03, 1.5
 """Relative error against float32 that is always fine; beyond it, at most so many times CTranslate2's own."""
 
@@ -113,7 +115,8 @@ def fastest(seconds: dict[str, float], errors: dict[str, float], *, forced: bool
     """The name of the best one; CTranslate2's where no other one is exact enough, and clearly faster or ``forced``."""
     allowed = max(MOST_ERROR, TIMES_ERROR * errors[CTRANSLATE2])
     exact = {name: took for name, took in seconds.items() if name != CTRANSLATE2 and errors[name] <= allowed}
-    best = min(exact, key=lambda name: exact[name], default=CTRANSLATE2)
+    as_fast = [name for name, took in exact.items() if took <= AS_FAST * min(exact.values())]
+    best = min(as_fast, key=lambda name: errors[name], default=CTRANSLATE2)
     return best if forced or seconds[best] < MARGIN * seconds[CTRANSLATE2] else CTRANSLATE2
 
 

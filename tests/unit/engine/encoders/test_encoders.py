@@ -146,6 +146,7 @@ def test_a_rounded_weight_misses_by_half_a_step_at_most(parts: Parts, rows: list
     ("seconds", "errors", "forced", "best"),
     [
         ((1.0, 0.4, 0.5), (0.01, 0.015, 0.01), False, "openvino_int8"),
+        ((1.0, 0.4, 0.45), (0.01, 0.015, 0.01), False, "openvino_int8_dynamic"),
         ((1.0, 0.4, 0.5), (0.01, 0.04, 0.01), False, "openvino_int8_dynamic"),
         ((1.0, 0.4, 0.5), (0.03, 0.04, 0.01), False, "openvino_int8"),
         ((1.0, 0.4, 0.5), (0.01, 0.04, 0.04), False, "ctranslate2"),
