@@ -12,7 +12,6 @@ The exit status is 1 where more is added than promised.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import tempfile
 import time
@@ -23,8 +22,7 @@ from typing import Any
 
 import httpx
 
-from app.catalogue import MODELS, worker_setup
-from app.pool.spawn import METHOD
+from app.catalogue import MODELS
 from app.work import Task, WorkerSetup
 from benchmarks.clients import ask, client_of, ours_params, server_settings
 from benchmarks.corpus import write_corpus
@@ -63,15 +61,9 @@ def serve(pipe: Connection) -> None:
 
 def start_bare(ours: Ours, model: str) -> Remote:
     """The engine, loaded."""
-    here, there = multiprocessing.Pipe()
-    context: Any = multiprocessing.get_context(METHOD)
     from benchmarks import overhead  # not __main__, which a worker has not
 
-    process = context.Process(target=overhead.serve, args=(there,), daemon=True)
-    process.start()
-    there.close()
-    here.send(worker_setup(ours.settings, model).to_dict())
-    bare = Remote("the engine", here, process.kill)
+    bare = ours.start("the engine", overhead.serve, model)
     bare.wait()
     return bare
 

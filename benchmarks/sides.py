@@ -195,11 +195,15 @@ class Ours:
 
     def start_limit(self, model: str) -> Remote:
         """The limit with the same model, which loads meanwhile."""
-        ours, theirs = multiprocessing.Pipe()
-        context: Any = multiprocessing.get_context(METHOD)
         from benchmarks import limit
 
-        process = context.Process(target=limit.serve, args=(theirs,), daemon=True)
+        return self.start("the limit", limit.serve, model)
+
+    def start(self, name: str, serve: Callable[[Connection], None], model: str) -> Remote:
+        """A process of its own with the same imports, which is sent the same setup for the model and loads it meanwhile."""
+        ours, theirs = multiprocessing.Pipe()
+        context: Any = multiprocessing.get_context(METHOD)
+        process = context.Process(target=serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
         ours.send(worker_setup(self.settings, model).to_dict())
@@ -208,7 +212,7 @@ class Ours:
             process.kill()
             process.join(10)
 
-        return Remote("the limit", ours, end)
+        return Remote(name, ours, end)
 
     def unload(self) -> None:
         """End the worker."""

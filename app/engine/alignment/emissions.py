@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import openvino
 import torch
 
 from app.engine.alignment.quantize import quantized
+from app.engine.encoders.runtime import limits
 
 log = logging.getLogger("stenopool.engine")
 
@@ -47,7 +47,7 @@ class Emissions:
     def __init__(self, model: torch.nn.Module, device: str, *, runners: int, threads: int) -> None:
         self.runtime = ""
         self._model, self._device = _Logits(model).eval(), device
-        self._limits = {"NUM_STREAMS": runners, "INFERENCE_NUM_THREADS": runners * threads, "ENABLE_CPU_PINNING": False}
+        self._limits = limits(runners, threads)
         self._run: Run | None = None
         self._choosing = threading.Lock()
 
@@ -128,7 +128,7 @@ class _OpenVino:
     them anew takes less than a tenth of a call. Nor does it keep what a call computed with (half a gigabyte for 30 s).
     """
 
-    def __init__(self, model: openvino.Model, limits: dict[str, Any]) -> None:
+    def __init__(self, model: openvino.Model, limits: dict[str, str]) -> None:
         hints = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP, "CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
         self._compiled = openvino.Core().compile_model(model, "CPU", limits | hints)
         self._idle: list[openvino.InferRequest] = []

@@ -5,9 +5,9 @@ With ``DYNAMIC_QUANTIZATION_GROUP_SIZE`` OpenVINO quantizes the activations whil
 
 from __future__ import annotations
 
-import numpy as np
 import openvino
-from openvino import opset13 as ops
+
+from app.engine.encoders.int8 import int8_constant
 
 
 def quantized(model: openvino.Model) -> openvino.Model:
@@ -16,14 +16,7 @@ def quantized(model: openvino.Model) -> openvino.Model:
     for node in copy.get_ordered_ops():
         if node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant":
             across = 1 if node.get_attributes()["transpose_b"] else 0
-            weights = _in_int8(node.input_value(1).get_node().get_data(), across)
+            weights = int8_constant(node.input_value(1).get_node().get_data(), across)
             node.input(1).replace_source_output(weights.output(0))
     copy.validate_nodes_and_infer_types()
     return copy
-
-
-def _in_int8(weights: np.ndarray, across: int) -> openvino.Node:
-    """The graph of ``int8 weights × scale``; each scale is that of the largest weight along the axis ``across``."""
-    scale = np.maximum(np.abs(weights).max(axis=across, keepdims=True), 1e-30) / 127
-    rounded = np.round(weights / scale).astype(np.int8)
-    return ops.multiply(ops.convert(ops.constant(rounded), np.float32), ops.constant(scale.astype(np.float32)))

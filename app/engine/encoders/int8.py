@@ -78,9 +78,10 @@ class Int8(Numbers):
         return convolution(_rounded(given, self._ranges[name]), int8_constant(weight), stride)
 
 
-def int8_constant(weight: np.ndarray) -> Any:
-    """A weight (outputs, …) as int8, with one scale for each output."""
-    scale = np.abs(weight).max(tuple(range(1, weight.ndim)), keepdims=True).astype(np.float32) / 127
+def int8_constant(weight: np.ndarray, across: int | None = None) -> Any:
+    """A weight as int8, with one scale for each output. ``across``: the axis of its inputs, if not all but the first."""
+    axes = tuple(range(1, weight.ndim)) if across is None else across
+    scale = np.abs(weight).max(axes, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1
     stored = op.constant(np.rint(weight / scale).astype(np.int8))
     return op.multiply(op.convert(stored, np.float32), op.constant(scale))

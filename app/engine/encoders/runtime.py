@@ -21,7 +21,7 @@ class Encoder:
     """An encoder that ``calls`` threads may use at once, on ``threads`` threads each; one more caller waits."""
 
     def __init__(self, model: openvino.Model, calls: int, threads: int, options: dict[str, str]) -> None:
-        compiled = openvino.Core().compile_model(model, "CPU", _options(calls, threads) | options)
+        compiled = openvino.Core().compile_model(model, "CPU", limits(calls, threads) | options)
         self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
         for _ in range(calls):
             self._requests.put(compiled.create_infer_request())
@@ -37,8 +37,8 @@ class Encoder:
             self._requests.put(request)
 
 
-def _options(calls: int, threads: int) -> dict[str, str]:
-    """Not pinned: several workers would all be pinned to the same cores."""
+def limits(calls: int, threads: int) -> dict[str, str]:
+    """What OpenVINO is told for ``calls`` at once on ``threads`` each. Not pinned: workers would all take the same cores."""
     counts = {"NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": calls * threads}
     return {name: str(count) for name, count in counts.items()} | {"ENABLE_CPU_PINNING": "NO"}
 
@@ -64,7 +64,7 @@ def observe(
     ranges: dict[str, Range] = {}
     core = openvino.Core()
     for stage in Graph(weights, numbers).stages(lambda: [node for pair in numbers.bounds.values() for node in pair]):
-        request = core.compile_model(stage, "CPU", _options(1, threads) | FLOAT32).create_infer_request()
+        request = core.compile_model(stage, "CPU", limits(1, threads) | FLOAT32).create_infer_request()
         for number, state in enumerate(states):
             request.infer({0: state})
             states[number], *bounds = (request.get_output_tensor(n).data.copy() for n in range(len(stage.outputs)))

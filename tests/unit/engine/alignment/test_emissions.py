@@ -53,8 +53,11 @@ def test_what_changes_the_probabilities_too_much_is_not_taken(
     engine: SimpleNamespace, make: Make, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow_torch(monkeypatch, module)
-    right = engine.alignment.quantize._in_int8
-    monkeypatch.setattr(engine.alignment.quantize, "_in_int8", lambda weights, across: right(np.ones_like(weights), across))
+    quantize = engine.alignment.quantize
+    right = quantize.int8_constant
+    monkeypatch.setattr(
+        engine.alignment.quantize, "int8_constant", lambda weights, across: right(np.ones_like(weights), across)
+    )
     emissions = make()
     emissions(audio())
     assert emissions.runtime == "openvino"
