@@ -8,10 +8,11 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from copy import copy
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     ColumnElement,
@@ -34,6 +35,8 @@ from app.errors import CapacityError, DiskFull, StenopoolError
 from app.migrations import LaterVersion, upgrade
 
 log = logging.getLogger(__name__)
+
+D = TypeVar("D", bound="Database")
 
 BUSY_TIMEOUT_S = 10
 LONGEST_DELAY = timedelta(hours=11)
@@ -88,8 +91,8 @@ def utc_now() -> datetime:
 class Database:
     """Connections and transactions, from any thread. No call waits for another much longer than ``BUSY_TIMEOUT_S``.
 
-    SQLite runs in WAL mode with ``synchronous=FULL``, so what was committed survives a power cut. ``now`` is the wall
-    clock that stamps the rows.
+    SQLite runs in WAL mode with ``synchronous=FULL``, so what was committed survives a power cut (but see :meth:`passing`).
+    ``now`` is the wall clock that stamps the rows.
 
     Raises:
         DiskFull: there is no room for the change.
@@ -130,6 +133,15 @@ class Database:
         with _translated(), self._engine.begin() as db:
             yield db
 
+    def passing(self: D) -> D:
+        """The same database for rows that nobody waits for after a power cut: changes made through it are not waited for.
+
+        They survive the end of this process, and a later change that lasts makes them last.
+        """
+        other = copy(self)
+        other._engine = self._engine.execution_options(passing=True)
+        return other
+
     def close(self) -> None:
         """Close every connection that is not in use."""
         self._engine.dispose()
@@ -143,6 +155,7 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, **more)
         if is_psycopg:
             event.listen(engine, "do_connect", lambda dialect, record, args, settings: _bounded().connect(*args, **settings))
+        event.listen(engine, "begin", _begin_remote)
         return engine
     if parsed.database and not parsed.database.startswith((":", "file:")):
         _make_private(Path(parsed.database))
@@ -200,14 +213,23 @@ def _make_private(path: Path) -> None:
 
 def _set_pragmas(connection: Any, record: Any) -> None:
     connection.isolation_level = None  # The driver begins no transactions; _begin does.
-    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "journal_mode=WAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
 
 
 def _begin(connection: Connection) -> None:
     # A transaction that reads first and writes later fails at once if another wrote in between; IMMEDIATE waits instead.
-    reads = connection.get_execution_options().get("read_only")
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get("read_only"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('passing') else 'FULL'}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_remote(connection: Connection) -> None:
+    if connection.get_execution_options().get("passing"):
+        connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from app.media.decode import Decoded
 from app.media.paths import discard_tree, remove_tree
 from app.pool.handle import Measured, WorkerDied
 from app.settings import Settings
-from app.store import AsyncStore
+from app.store import AsyncStore, Store
 from app.work import Task
 
 Progress = Callable[[str, float], None]
@@ -61,17 +61,21 @@ class Runs:
             with room():
                 input_file = await self._intake.fetch(job.owner, folder, source)
                 decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
-                await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
+                await self._store.run(self._rows(job).set_duration, job.id, decoded.duration_s)
                 self.settle(ticket, job.options, decoded.duration_s)
                 self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
                 return await self._attempts(job, folder, decoded, ticket, progress)
         except StenopoolError as error:
             if not (job.background and type(error) in TRANSIENT):
-                await asyncio.shield(self._store.run(self._store.sync.fail, job.id, error))
+                await asyncio.shield(self._store.run(self._rows(job).fail, job.id, error))
             raise
         except Exception:
-            await asyncio.shield(self._store.run(self._store.sync.fail, job.id, StenopoolError()))
+            await asyncio.shield(self._store.run(self._rows(job).fail, job.id, StenopoolError()))
             raise
+
+    def _rows(self, job: Job) -> Store:
+        """For rows that must survive a power cut, or not: a caller who waits is told of one by its connection."""
+        return self._store.sync if job.background else self._store.passing
 
     def watchers(self) -> tuple[Watcher, ...]:
         """What is to be watched beside the jobs."""
@@ -141,7 +145,7 @@ class Runs:
             slot = await self._desk.turn(self._desk.jobs, ticket, line_s if ticket.solo else max(0.0, line_s - waited_s))
             assert slot is not None
             with slot:
-                started = await self._store.run(self._store.sync.start, job.id)
+                started = await self._store.run(self._rows(job).start, job.id)
                 if started is None:
                     raise Cancelled("The job was cancelled.")
                 result, batch = result_path(folder, started.attempts), self._desk.batch_size(job.options.model)
@@ -154,7 +158,7 @@ class Runs:
                 except WorkerDied as death:
                     deaths += death.alone
                     of_memory = await self._died_of_memory(job, death)
-                    await self._store.run(self._store.sync.requeue, job.id, started.attempts, charge=death.alone)
+                    await self._store.run(self._rows(job).requeue, job.id, started.attempts, charge=death.alone)
             self._desk.again(ticket)
         kind = OutOfMemory if of_memory else WorkerLost
         raise kind(
@@ -181,6 +185,6 @@ class Runs:
         return of_memory
 
     async def _finish(self, job: Job, attempt: int, result: Path, measured: Measured) -> Path:
-        if not await self._store.run(self._store.sync.finish, job.id, attempt, Status.SUCCEEDED):
+        if not await self._store.run(self._rows(job).finish, job.id, attempt, Status.SUCCEEDED):
             raise Cancelled("The job was cancelled.")
         return result

@@ -182,10 +182,10 @@ class Service:
         """
         job = Job(folder.name, owner, options, self.store.sync.now())
         try:
-            await self.store.run(self.store.sync.add, job)  # inside: a cancelled caller does not know whether it took place
+            await self.store.run(self.store.passing.add, job)  # inside: a cancelled caller does not know whether it took place
             result = await self.runs.run(job, folder, source, ticket, progress)
         except asyncio.CancelledError:
-            await asyncio.shield(self.store.run(self.store.sync.cancel, job.id))
+            await asyncio.shield(self.store.run(self.store.passing.cancel, job.id))
             raise
         return await read_result(result)
 

@@ -267,6 +267,8 @@ def _job(row: RowMapping | dict[str, Any]) -> Job:
 class AsyncStore:
     """Calls a store's methods in order on one thread of its own, so that the event loop never waits for the disk.
 
+    ``passing`` is the same store for jobs whose caller waits for them: nobody asks for those after a power cut.
+
     ::
 
         store = AsyncStore(Store(settings.store_url))
@@ -276,7 +278,7 @@ class AsyncStore:
     """
 
     def __init__(self, store: Store) -> None:
-        self.sync = store
+        self.sync, self.passing = store, store.passing()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
 
     async def run(self, method: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,6 +11,7 @@ from app import catalogue
 from app.errors import StenopoolError
 from app.keys import KeyRing
 from app.lock import claim
+from app.media import ffmpeg_cli
 from app.settings import PROJECT_ROOT, Settings
 from app.store import Store
 
@@ -24,6 +25,8 @@ def prepare(settings: Settings) -> str | None:
         return f"There is no model {unknown[0]!r}. Allowed: {', '.join(catalogue.MODELS)}."
     if settings.engine == "celery" and find_spec("celery") is None:
         return "Several machines need more packages: scripts/setup requirements.txt requirements-nodes.txt"
+    if not _has_ffmpeg(settings):
+        return "There is no ffmpeg that can be run: install the imageio-ffmpeg package, or set STENOPOOL_FFMPEG to the binary."
     try:
         os.close(claim(settings.data_dir))
         return _keys(settings)
@@ -31,6 +34,14 @@ def prepare(settings: Settings) -> str | None:
         return f"{error.message} {error.hint}"
     except OSError as error:
         return f"The data folder {settings.data_dir} cannot be written: {error.strerror}. Set STENOPOOL_DATA_DIR."
+
+
+def _has_ffmpeg(settings: Settings) -> bool:
+    """Looked for now, because that starts a process: the first job may come when there is none left to be had."""
+    try:
+        return os.access(ffmpeg_cli.binary(settings), os.X_OK)
+    except RuntimeError:
+        return False
 
 
 def _keys(settings: Settings) -> str | None:

@@ -15,10 +15,10 @@ Linux-only, follows the parent *thread* and does not reach grandchildren.
 ``LIMITS`` is ``name=value,...`` with the ``RLIMIT_`` names of :mod:`resource` in lower case.
 """
 
+import _signal as signal  # type: ignore[import-not-found]  # what :mod:`signal` makes of it takes as long to import as Python
 import os
 import resource
 import select
-import signal
 import sys
 
 EXEC_FAILED = 127

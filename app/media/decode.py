@@ -2,7 +2,8 @@
 
 The cap on length does not trust the file: ffmpeg counts samples (``asetpts`` replaces the file's own time stamps, so
 they can neither stretch nor hide audio), stops one second after the cap, and cannot write a larger file in any case.
-Gaps between time stamps are closed, as ``whisperx.load_audio`` does.
+Gaps between time stamps are closed, as ``whisperx.load_audio`` does. A WAV that is this PCM already is copied
+(:mod:`app.media.wav`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import ffmpeg
 
+from app.durable import room
 from app.errors import DiskFull, NotMedia, TooLong
-from app.media import ffmpeg_cli
+from app.media import ffmpeg_cli, wav
 from app.media.paths import free_bytes, require_disk
 from app.media.probe import MediaInfo, check_shape, downmix, probe
 from app.media.process import MB, ChildFailed, ChildStopped, ChildTimeout, Finished, run
@@ -50,17 +52,26 @@ async def decode(src: Path, dst: Path, settings: Settings, *, max_s: float | Non
         DiskFull: no room for the PCM.
     """
     cap_s = min(settings.max_audio_s, max_s or settings.max_audio_s)
-    info = await probe(src, settings)
+    samples = await asyncio.to_thread(wav.samples_in, src, RATE)
+    info = _wav_info(samples[1]) if samples else await probe(src, settings)
     check_shape(info)
     check_length(info, cap_s)
     known_s = info.duration_s if info.duration_s and not info.estimated else 0.0
     require_disk(dst.parent, int(known_s * BYTES_PER_S), settings.disk_reserve_mb)
     try:
-        await run_capped("decode", _arguments(src, dst, info, cap_s, settings), dst, _most_bytes(cap_s), settings)
+        if samples:
+            with room():
+                await asyncio.to_thread(wav.copy_samples, src, dst, *samples)
+        else:
+            await run_capped("decode", _arguments(src, dst, info, cap_s, settings), dst, _most_bytes(cap_s), settings)
         return Decoded(dst, _measured(dst, cap_s), info)
     except BaseException:
         await asyncio.to_thread(dst.unlink, missing_ok=True)
         raise
+
+
+def _wav_info(size: int) -> MediaInfo:
+    return MediaInfo("wav", "pcm_s16le", size / BYTES_PER_S, RATE, 1, has_video=False)
 
 
 def check_length(info: MediaInfo, cap_s: float) -> None:

@@ -93,7 +93,7 @@ ROOMS = {
         "pool",
         "media",
     },
-    "welcome": LEAVES | {"store", "keys"},
+    "welcome": LEAVES | {"store", "keys", "media"},
     "main": LEAVES | {"http", "service", "welcome"},
 }
 ONLY_IN = {

@@ -24,6 +24,11 @@ def held() -> tuple[int, int, int]:
     return len(os.listdir("/proc/self/fd")), len(threads), len(psutil.Process().children(recursive=True))
 
 
+def opened() -> list[str]:
+    """What the descriptors lead to, to be told where there are too many."""
+    return sorted(str(file) for number in Path("/proc/self/fd").glob("*") if (file := number.resolve()) != number)
+
+
 async def settled(limit: tuple[int, int, int]) -> tuple[int, int, int]:
     """What is held once ends that are under way have come, waiting for them for two seconds at most."""
     until = time.monotonic() + 2
@@ -36,9 +41,9 @@ async def cycle(folder: Path, number: int) -> None:
     """One life of a server: by turns unused, after a job, in the middle of one."""
     async with serving(make_settings(folder), fake_service) as live:
         if number % 3 == 1:
-            assert (await live.client.post("/transcribe", content=wav())).status_code == 200
+            assert (await live.client.post("/transcribe", content=wav(streamed=True))).status_code == 200
         if number % 3 == 2:
-            job = asyncio.create_task(live.client.post("/transcribe?initial_prompt=sleep:60", content=wav()))
+            job = asyncio.create_task(live.client.post("/transcribe?initial_prompt=sleep:60", content=wav(streamed=True)))
             while not live.busy():
                 await asyncio.sleep(0.01)
             job.cancel()
@@ -54,7 +59,7 @@ async def test_ten_lives_of_the_application_leak_nothing_and_each_starts_and_sto
         await asyncio.wait_for(cycle(tmp_path, number), DEADLINE_S * 3)
         assert time.monotonic() - began < DEADLINE_S, number
     after = await settled(before)
-    assert all(now <= most for now, most in zip(after, before, strict=True)), (before, after)
+    assert all(now <= most for now, most in zip(after, before, strict=True)), (before, after, opened())
     assert os.listdir(tmp_path / "data" / "jobs") == []
 
 
@@ -62,7 +67,7 @@ async def test_requests_leak_no_descriptor_thread_or_process(tmp_path: Path) -> 
     async with serving(make_settings(tmp_path), fake_service) as live:
         bad = [
             live.client.post("/transcribe", content=b"nonsense"),
-            live.client.post("/transcribe?initial_prompt=fail", content=wav()),
+            live.client.post("/transcribe?initial_prompt=fail", content=wav(streamed=True)),
             live.client.post("/nope", content=b"x" * 100_000),
             live.client.post("/transcribe?audio_file=nothing", content=b""),
         ]
@@ -72,12 +77,16 @@ async def test_requests_leak_no_descriptor_thread_or_process(tmp_path: Path) -> 
         before = await settled((0, 0, 0))
         for _ in range(5):
             await asyncio.gather(
-                *(live.client.post("/transcribe", content=wav()) for _ in range(3)),
+                *(live.client.post("/transcribe", content=wav(streamed=True)) for _ in range(3)),
                 live.client.post("/transcribe", content=b"nonsense"),
-                live.client.post("/transcribe?initial_prompt=fail", content=wav()),
+                live.client.post("/transcribe?initial_prompt=fail", content=wav(streamed=True)),
                 live.client.post("/nope", content=b"x" * 100_000),
             )
         await live.settled()
         limit = before[0] + 12, before[1], before[2]  # connections that the client keeps, two ends each
         after = await settled(limit)
-        assert all(now <= most for now, most in zip(after, limit, strict=True)), (before, after)
+        assert all(now <= most for now, most in zip(after, limit, strict=True)), (
+            before,
+            after,
+            [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{n}")],
+        )

@@ -176,12 +176,13 @@ async def calling(settings: Settings, build: Build) -> AsyncIterator[Live]:
         yield Live(app, settings, client)
 
 
-def wav(seconds: float = 0.1, value: int = 0) -> bytes:
-    """A mono recording of one constant sample value."""
+def wav(seconds: float = 0.1, value: int = 0, *, streamed: bool = False) -> bytes:
+    """A mono recording of one constant sample value. ``streamed``: it does not say how long it is, so ffmpeg must read it."""
     out = BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(16_000)
         file.writeframes(value.to_bytes(2, "little", signed=True) * int(seconds * 16_000))
-    return out.getvalue()
+    made = out.getvalue()
+    return made[:40] + b"\xff" * 4 + made[44:] if streamed else made

@@ -22,7 +22,7 @@ DEADLINE_S = 40.0
 def submit(server: Process, command: str = "echo") -> str:
     """An async job for the fake engine; its id."""
     params = {"wait": "false", "initial_prompt": command}
-    answer = server.client.post("/transcribe", params=params, content=wav(0.05, 7))
+    answer = server.client.post("/transcribe", params=params, content=wav(0.05, 7, streamed=True))
     assert answer.status_code == 202, answer.text
     job_id: str = answer.json()["job_id"]
     return job_id

@@ -125,14 +125,14 @@ def refused(answer: httpx.Response) -> None:
 
 
 def transcribe(server: Process, command: str = "echo") -> httpx.Response:
-    return server.client.post("/transcribe", params={"initial_prompt": command}, content=wav(0.05, 7))
+    return server.client.post("/transcribe", params={"initial_prompt": command}, content=wav(0.05, 7, streamed=True))
 
 
 def waits_for_room(server: Process, disk: Disk, job_id: str) -> None:
     """The disk is full, the job has not ended, others are refused, and with room again it succeeds."""
     eventually(lambda: disk.full, lambda: "the disk is not full")
     refused(transcribe(server))
-    refused(server.client.post("/transcribe?wait=false", content=wav(0.05, 7)))
+    refused(server.client.post("/transcribe?wait=false", content=wav(0.05, 7, streamed=True)))
     assert status(server, job_id)["status"] in ("queued", "running")
     disk.empty()
     _, charged = succeeded(server, job_id)
@@ -143,7 +143,7 @@ def waits_for_room(server: Process, disk: Disk, job_id: str) -> None:
 def test_disk_that_fills_during_an_upload_is_507_and_nothing_of_it_stays(
     server: Process, rest: Rest, disk: Disk, wait: str
 ) -> None:
-    recording = wav(60.0)
+    recording = wav(60.0, streamed=True)
 
     def slowly() -> Iterator[bytes]:
         yield recording[: len(recording) // 2]
@@ -185,7 +185,7 @@ def test_disk_that_fills_before_the_commit_is_507_and_no_job_was_taken_over(
 ) -> None:
     before = server.client.get("/jobs").json()
     moments.commit.touch()
-    refused(server.client.post("/transcribe?wait=false", content=wav(0.05, 7)))
+    refused(server.client.post("/transcribe?wait=false", content=wav(0.05, 7, streamed=True)))
     assert disk.ballast.exists()
     disk.empty()
     assert server.client.get("/jobs").json() == before

@@ -128,7 +128,7 @@ def test_where_no_file_can_be_opened_requests_get_503_jobs_stay_and_the_loop_doe
     with connected(server, 5) as clients, no_files(server), flood(server, 100):
         began, used, failures = time.monotonic(), cpu_s(process), accepts_failed(log)
         for client, path in zip(clients, paths, strict=False):
-            refused(client.post(path, content=wav(0.05, 7) if "file" not in path else b""))
+            refused(client.post(path, content=wav(0.05, 7, streamed=True) if "file" not in path else b""))
         (tmp_path / "kill").touch()
         while time.monotonic() - began < 2.0:
             asked = time.monotonic()
@@ -164,7 +164,7 @@ def test_where_no_process_can_be_started_jobs_wait_others_get_503_and_all_goes_o
         worker(server).kill()
         (tmp_path / "go").touch()
         for path in ("/transcribe", "/extract-audio"):
-            refused(server.client.post(path, content=wav(0.05, 7)))
+            refused(server.client.post(path, content=wav(0.05, 7, streamed=True)))
         late = submit(server)
         reasons: list[str] = []
 

@@ -394,7 +394,7 @@ async def test_store_that_refuses_the_row_refuses_the_job(begin: Begin, monkeypa
         raise DiskFull("The job store has no room left.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.service.store.sync, "add", full)
+        patch.setattr(run.service.store.passing, "add", full)
         with pytest.raises(DiskFull):
             await run()
     assert run.rows == []
@@ -611,7 +611,7 @@ async def test_cancelled_while_its_decoder_starts_no_descriptor_is_left(begin: B
     await run.nothing_left()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(8):
-        job = run.begin("echo")
+        job = run.begin("echo", content=wav(streamed=True))
         while not list(run.service.settings.jobs_dir.glob("*/upload")) or not _children():
             await asyncio.sleep(0)
         job.cancel()
@@ -620,11 +620,12 @@ async def test_cancelled_while_its_decoder_starts_no_descriptor_is_left(begin: B
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-async def test_cancelled_after_any_number_of_steps_nothing_leaks(begin: Begin) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["copied", "decoded"])
+async def test_cancelled_after_any_number_of_steps_nothing_leaks(begin: Begin, streamed: bool) -> None:
     run = await begin(ping_interval_s=5)
     await run.nothing_left()
     for steps in range(0, 40):
-        job = run.begin("sleep:60")
+        job = run.begin("sleep:60", content=wav(streamed=streamed))
         for _ in range(steps):
             await asyncio.sleep(0)
         job.cancel()

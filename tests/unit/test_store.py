@@ -360,7 +360,7 @@ def test_writers_on_many_threads_lose_nothing(store: Store) -> None:
 
 @sqlite_only
 def test_the_database_is_durable_and_private(tmp_path: Path, store: Store) -> None:
-    with store.reading() as db:
+    with store.writing() as db:
         pragmas = {
             name: db.exec_driver_sql(f"PRAGMA {name}").scalar()
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
@@ -385,6 +385,25 @@ def test_what_was_committed_is_there_after_a_restart(tmp_path: Path) -> None:
     third = Store(url)
     assert third.get(added.id) == added
     third.close()
+
+
+def test_rows_of_a_caller_who_waits_are_not_waited_for_on_the_disk_and_all_others_are(store: Store) -> None:
+    setting = "SHOW synchronous_commit" if OTHER_URL else "PRAGMA synchronous"
+    passing, lasting = ("off", "on") if OTHER_URL else (1, 2)
+    for one, expected in ((store.passing(), passing), (store, lasting), (store.passing(), passing)):
+        with one.writing() as db:
+            assert db.exec_driver_sql(setting).scalar() == expected
+
+
+def test_what_was_written_in_passing_is_seen_by_all(store: Store) -> None:
+    added = job()
+    store.passing().add(added)
+    assert store.get(added.id) == added
+    assert store.start(added.id) is not None
+    assert store.passing().finish(added.id, 1, Status.SUCCEEDED)
+    found = store.get(added.id)
+    assert found is not None
+    assert found.status is Status.SUCCEEDED
 
 
 @sqlite_only

@@ -87,6 +87,12 @@ def test_an_unknown_model_is_refused_naming_the_known_ones(tmp_path: Path, chang
     assert "large-v3" in problem
 
 
+def test_an_ffmpeg_that_cannot_be_run_is_told_at_the_start(tmp_path: Path) -> None:
+    problem = welcome.prepare(settings(tmp_path, ffmpeg=tmp_path / "none"))
+    assert problem is not None
+    assert "STENOPOOL_FFMPEG" in problem
+
+
 def test_a_key_that_is_too_short_is_refused_without_being_shown(tmp_path: Path) -> None:
     problem = welcome.prepare(settings(tmp_path, api_keys="short-key"))
     assert problem is not None
