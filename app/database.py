@@ -134,10 +134,13 @@ class Database:
             yield db
 
     def passing(self: D) -> D:
-        """The same database for rows that nobody waits for after a power cut: changes made through it are not waited for.
+        """The same database for rows that nobody asks for after a power cut: SQLite does not wait for the disk then.
 
-        They survive the end of this process, and a later change that lasts makes them last.
+        They survive the end of this process, and a later change that lasts makes them last. PostgreSQL may lose such changes
+        while this process lives on, by an end of its own: there it is the same object.
         """
+        if self._engine.dialect.name != "sqlite":
+            return self
         other = copy(self)
         other._engine = self._engine.execution_options(passing=True)
         return other
@@ -155,7 +158,6 @@ def _engine(url: str) -> Engine:
         engine = create_engine(parsed, hide_parameters=True, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, **more)
         if is_psycopg:
             event.listen(engine, "do_connect", lambda dialect, record, args, settings: _bounded().connect(*args, **settings))
-        event.listen(engine, "begin", _begin_remote)
         return engine
     if parsed.database and not parsed.database.startswith((":", "file:")):
         _make_private(Path(parsed.database))
@@ -225,11 +227,6 @@ def _begin(connection: Connection) -> None:
         return
     connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('passing') else 'FULL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-
-def _begin_remote(connection: Connection) -> None:
-    if connection.get_execution_options().get("passing"):
-        connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
 
 
 @contextmanager

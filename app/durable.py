@@ -67,8 +67,10 @@ def room() -> Iterator[None]:
         raise
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
+
+    Not ``lasting``: after a crash of this process, but not after a power cut.
 
     Raises:
         DiskFull: there is no room for it. Nothing of it stays.
@@ -79,9 +81,11 @@ def write_durably(path: Path, data: bytes) -> None:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if lasting:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync(path.parent)
+            if lasting:
+                sync(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

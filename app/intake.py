@@ -12,7 +12,7 @@ from pathlib import Path
 from app.admission.controller import Controller
 from app.admission.ticket import Ticket
 from app.desk.desk import Desk
-from app.media.decode import Decoded, decode
+from app.media.decode import Decoded, copy, decode
 from app.media.download import Downloaded, download
 from app.media.paths import copy_inside, new_name
 from app.settings import Settings
@@ -59,8 +59,10 @@ class Intake:
         """The input as PCM beside it; the input is deleted, unless it is to be kept for another try."""
         size = (await asyncio.to_thread(input_file.stat)).st_size
         try:
-            async with self.part(self._desk.media, owner):
-                decoded = await decode(input_file, folder / "audio.pcm", self._settings)
+            decoded = await copy(input_file, folder / "audio.pcm", self._settings)  # takes no turn: nothing is computed
+            if decoded is None:
+                async with self.part(self._desk.media, owner):
+                    decoded = await decode(input_file, folder / "audio.pcm", self._settings)
         finally:
             if not keep:
                 await asyncio.to_thread(input_file.unlink, missing_ok=True)

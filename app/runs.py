@@ -61,7 +61,8 @@ class Runs:
             with room():
                 input_file = await self._intake.fetch(job.owner, folder, source)
                 decoded = await self._intake.decode(job.owner, input_file, folder, keep=keep)
-                await self._store.run(self._rows(job).set_duration, job.id, decoded.duration_s)
+                if job.background:  # somebody may look at it while it waits
+                    await self._store.run(self._store.sync.set_duration, job.id, decoded.duration_s)
                 self.settle(ticket, job.options, decoded.duration_s)
                 self._desk.disk.resize(ticket.name, 0)  # it is on the disk now
                 return await self._attempts(job, folder, decoded, ticket, progress)
@@ -145,12 +146,12 @@ class Runs:
             slot = await self._desk.turn(self._desk.jobs, ticket, line_s if ticket.solo else max(0.0, line_s - waited_s))
             assert slot is not None
             with slot:
-                started = await self._store.run(self._rows(job).start, job.id)
+                started = await self._store.run(self._rows(job).start, job.id, decoded.duration_s)
                 if started is None:
                     raise Cancelled("The job was cancelled.")
                 result, batch = result_path(folder, started.attempts), self._desk.batch_size(job.options.model)
                 path = str(decoded.path)
-                task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch)
+                task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch, job.background)
                 try:
                     measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
                     self._desk.prices.learn_job(job.options, decoded.duration_s, measured)

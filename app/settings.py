@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     streams: int = _own(
         "STREAMS",
         0,
-        "Jobs that one worker runs at once, sharing weights and batches. 0: as many as fill its batches, 16 at most.",
+        "Jobs that a worker runs at once, sharing weights and batches. 0: 2 per core, 8 at most, and short ones up to 16.",
         ge=0,
     )
     runners: int = _own(
@@ -248,9 +248,15 @@ class Settings(BaseSettings):
 
     @cached_property
     def stream_count(self) -> int:
-        """Jobs at once per worker: as set, else as many short ones as fill all batches, two per core at least, 16 at most."""
-        wanted = self.streams or min(max(2 * self.cores, self._runners * self.batch_size), 16)
+        """Jobs at once per worker: as set, else two per core, 8 at most, and on one machine as many as fill all batches, 16."""
+        fill = 0 if self.engine == "celery" else min(self._runners * self.batch_size, 16)
+        wanted = self.streams or max(min(2 * self.cores, 8), fill)
         return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
+
+    @property
+    def long_count(self) -> int:
+        """Jobs of more than a minute at once per worker; the other places are for short ones."""
+        return self.stream_count if self.streams else min(2 * self.cores, 8, self.stream_count)
 
     @cached_property
     def runner_count(self) -> int:

@@ -109,10 +109,11 @@ class Store(Database):
             row = db.execute(query).mappings().one_or_none()
         return None if row is None else _job(row)
 
-    def start(self, job_id: str) -> Job | None:
-        """Begin the next attempt of a queued job; None where it is not queued (any more)."""
+    def start(self, job_id: str, duration_s: float | None = None) -> Job | None:
+        """Begin the next attempt of a queued job, whose audio is so long; None where it is not queued (any more)."""
         values = {"attempts": jobs.c.attempts + 1, "started_at": self.now()}
-        return self._move(job_id, Status.RUNNING, **values)
+        length = {} if duration_s is None else {"duration_s": duration_s}
+        return self._move(job_id, Status.RUNNING, **values, **length)
 
     def finish(self, job_id: str, attempt: int, status: Status, *, error: StenopoolError | None = None) -> bool:
         """End attempt number ``attempt``. False where that attempt is not the running one: drop its result then."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import shlex
+import shutil
 from importlib.util import find_spec
 
 from app import catalogue
@@ -12,6 +13,7 @@ from app.errors import StenopoolError
 from app.keys import KeyRing
 from app.lock import claim
 from app.media import ffmpeg_cli
+from app.media.process import TOOLS_PATH
 from app.settings import PROJECT_ROOT, Settings
 from app.store import Store
 
@@ -39,7 +41,7 @@ def prepare(settings: Settings) -> str | None:
 def _has_ffmpeg(settings: Settings) -> bool:
     """Looked for now, because that starts a process: the first job may come when there is none left to be had."""
     try:
-        return os.access(ffmpeg_cli.binary(settings), os.X_OK)
+        return shutil.which(ffmpeg_cli.binary(settings), path=TOOLS_PATH) is not None
     except RuntimeError:
         return False
 

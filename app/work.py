@@ -107,7 +107,7 @@ class Task:
     """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``.
 
     ``reserved_bytes`` is what it is predicted to need beside what the runners need for all jobs together.
-    ``batch_size`` (windows) is smaller than the worker's own under pressure.
+    ``batch_size`` (windows) is smaller than the worker's own under pressure. ``lasting``: the result must survive a power cut.
     """
 
     job_id: str
@@ -117,6 +117,7 @@ class Task:
     options: TranscribeOptions
     reserved_bytes: int = 0
     batch_size: int | None = None
+    lasting: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

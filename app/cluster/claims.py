@@ -124,7 +124,7 @@ class NodeStore(SharedStore):
 
     # -- what Runs does with rows, fenced
 
-    def start(self, job_id: str) -> Job | None:
+    def start(self, job_id: str, duration_s: float | None = None) -> Job | None:
         """Begin the attempt that was claimed, or one more after a worker's death; None where the job is not ours any more.
 
         Raises:

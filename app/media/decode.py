@@ -2,13 +2,14 @@
 
 The cap on length does not trust the file: ffmpeg counts samples (``asetpts`` replaces the file's own time stamps, so
 they can neither stretch nor hide audio), stops one second after the cap, and cannot write a larger file in any case.
-Gaps between time stamps are closed, as ``whisperx.load_audio`` does. A WAV that is this PCM already is copied
-(:mod:`app.media.wav`).
+Gaps between time stamps are closed, as ``whisperx.load_audio`` does. A WAV that is this PCM already can be copied
+(:func:`copy`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from pathlib import Path
 import ffmpeg
 
 from app.durable import room
-from app.errors import DiskFull, NotMedia, TooLong
+from app.errors import CapacityError, DiskFull, NotMedia, TooLong
 from app.media import ffmpeg_cli, wav
 from app.media.paths import free_bytes, require_disk
 from app.media.probe import MediaInfo, check_shape, downmix, probe
@@ -27,6 +28,7 @@ RATE = 16_000
 """Samples per second of the PCM."""
 BYTES_PER_S = RATE * 2
 
+_END_S = 1.0
 _NO_AUDIO = "The file holds no audio that can be decoded."
 _SLOW_HINT = "Convert the file to wav, flac or mp3, or split it, and send it again."
 
@@ -52,26 +54,56 @@ async def decode(src: Path, dst: Path, settings: Settings, *, max_s: float | Non
         DiskFull: no room for the PCM.
     """
     cap_s = min(settings.max_audio_s, max_s or settings.max_audio_s)
-    samples = await asyncio.to_thread(wav.samples_in, src, RATE)
-    info = _wav_info(samples[1]) if samples else await probe(src, settings)
+    info = await probe(src, settings)
     check_shape(info)
     check_length(info, cap_s)
     known_s = info.duration_s if info.duration_s and not info.estimated else 0.0
     require_disk(dst.parent, int(known_s * BYTES_PER_S), settings.disk_reserve_mb)
     try:
-        if samples:
-            with room():
-                await asyncio.to_thread(wav.copy_samples, src, dst, *samples)
-        else:
-            await run_capped("decode", _arguments(src, dst, info, cap_s, settings), dst, _most_bytes(cap_s), settings)
+        await run_capped("decode", _arguments(src, dst, info, cap_s, settings), dst, _most_bytes(cap_s), settings)
         return Decoded(dst, _measured(dst, cap_s), info)
     except BaseException:
         await asyncio.to_thread(dst.unlink, missing_ok=True)
         raise
 
 
-def _wav_info(size: int) -> MediaInfo:
-    return MediaInfo("wav", "pcm_s16le", size / BYTES_PER_S, RATE, 1, has_video=False)
+async def copy(src: Path, dst: Path, settings: Settings) -> Decoded | None:
+    """The same without ffmpeg, of a WAV that is such PCM already; None where it is anything else.
+
+    Raises:
+        TooLong: more audio than allowed.
+        DiskFull: no room for the PCM.
+        CapacityError: the disk is too slow, or there are no descriptors or threads left.
+    """
+    with room():
+        samples = await asyncio.to_thread(wav.samples_in, src, RATE)
+    if samples is None:
+        return None
+    info = MediaInfo("wav", "pcm_s16le", samples[1] / BYTES_PER_S, RATE, 1, has_video=False)
+    check_length(info, settings.max_audio_s)
+    require_disk(dst.parent, samples[1], settings.disk_reserve_mb)
+    given_up = threading.Event()
+    full = _disk_watch(dst.parent, settings.disk_reserve_mb)
+
+    def check() -> None:
+        if given_up.is_set() or full():
+            raise DiskFull("The server ran out of disk space.")
+
+    copying = asyncio.ensure_future(asyncio.to_thread(wav.copy_samples, src, dst, *samples, check))
+    try:
+        done, _ = await asyncio.wait({copying}, timeout=settings.decode_timeout_s)
+        if not done:
+            raise CapacityError("The server's disk is too slow at the moment.")
+        with room():
+            copying.result()
+        return Decoded(dst, _measured(dst, settings.max_audio_s), info)
+    except BaseException:
+        given_up.set()
+        await asyncio.wait({copying}, timeout=_END_S)  # or its thread would make the file again
+        if copying.done():
+            copying.exception()  # seen
+        await asyncio.to_thread(dst.unlink, missing_ok=True)
+        raise
 
 
 def check_length(info: MediaInfo, cap_s: float) -> None:

@@ -13,12 +13,13 @@ Three whitelists, each measured to be needed:
 from __future__ import annotations
 
 import logging
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
 import imageio_ffmpeg
 
-from app.media.process import MB, ChildFailed, Finished, Limits
+from app.media.process import MB, TOOLS_PATH, ChildFailed, Finished, Limits
 from app.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,8 @@ _LOGGED = 2000
 
 @lru_cache(maxsize=1)
 def _bundled() -> str:
-    found: str = imageio_ffmpeg.get_ffmpeg_exe()
-    return found
+    name: str = imageio_ffmpeg.get_ffmpeg_exe()  # a bare name where it is the system's
+    return shutil.which(name, path=TOOLS_PATH) or name
 
 
 def binary(settings: Settings) -> str:

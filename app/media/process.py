@@ -30,7 +30,7 @@ _KEEP_OUT = 1024 * 1024
 _NO_PROCESS = b"no process\n"
 _POLL_S = 0.25
 _END_S = 1.0
-_PATH = "/usr/local/bin:/usr/bin:/bin"
+TOOLS_PATH = "/usr/local/bin:/usr/bin:/bin"
 MB = 1024 * 1024
 
 
@@ -180,7 +180,7 @@ async def run(
 def minimal_env(cwd: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """The whole environment of a child: none of the server's variables, so no secret and no proxy."""
     private = str(cwd)
-    return {"PATH": _PATH, "HOME": private, "TMPDIR": private, "LC_ALL": "C", "TZ": "UTC", **(extra or {})}
+    return {"PATH": TOOLS_PATH, "HOME": private, "TMPDIR": private, "LC_ALL": "C", "TZ": "UTC", **(extra or {})}
 
 
 async def _until_exit(child: _Child, deadline: float, watch: Callable[[], str | None] | None) -> None:

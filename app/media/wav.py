@@ -7,6 +7,7 @@ there is nothing to decode: chunk headers are walked and bytes are copied. Whate
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,17 +30,18 @@ def samples_in(path: Path, rate: int) -> tuple[int, int] | None:
         return None
 
 
-def copy_samples(src: Path, dst: Path, start: int, length: int) -> None:
-    """Write ``length`` bytes of ``src`` from ``start`` on into the new file ``dst``.
+def copy_samples(src: Path, dst: Path, start: int, length: int, check: Callable[[], None]) -> None:
+    """Write ``length`` bytes of ``src`` from ``start`` on into the new file ``dst``; ``check`` is called before every MB.
 
     Raises:
-        OSError: they could not be read or written.
+        OSError: they could not be read or written. What ``check`` raises ends it, too.
     """
     with src.open("rb") as source, dst.open("wb") as target:
         source.seek(start)
-        while length > 0 and (block := source.read(min(length, _BLOCK))):
-            target.write(block)
-            length -= len(block)
+        while length > 0:
+            check()
+            target.write(block := source.read(min(length, _BLOCK)))
+            length -= len(block) or length
 
 
 def _samples(file: BinaryIO, size: int, rate: int) -> tuple[int, int] | None:

@@ -157,13 +157,13 @@ class Handle:
             running = self.running.get(message["job_id"])
             if running and running.progress:
                 running.progress(str(message["stage"]), float(message["fraction"]))
+        elif kind == "idle" and self.on_idle is not None:
+            self.on_idle(self, int(message["bytes"]))
         elif kind in ("done", "failed"):
             self._finish(message)
 
     def _finish(self, message: dict[str, Any]) -> None:
         running = self.running.pop(message["job_id"], None)
-        if message.get("idle_bytes") is not None and self.on_idle is not None:
-            self.on_idle(self, int(message["idle_bytes"]))
         if running is None or running.done.done():
             return
         self.finished += 1

@@ -13,6 +13,7 @@ import math
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -20,8 +21,8 @@ import psutil
 INTERVAL_S = 0.03
 REST_S = 1.0
 SPARE_BYTES = 64 << 20
-"""What an idle worker may hold for :data:`REST_S` seconds beyond what it is said to keep. To give it back after each short
-clip cost the next one 20 of 85 ms, for pages that had to be mapped and cleared again."""
+"""What an idle worker may hold for :data:`REST_S` seconds beyond what it is said to keep; more is given back at once. To give
+all back after each short clip cost the next one 20 of 85 ms, for pages that had to be mapped and cleared again."""
 _STATM, _ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -30,17 +31,18 @@ class Meter:
     """Samples from its creation on; call :meth:`loaded` when the model is there.
 
     ``work_bytes`` is what it should take while there are jobs; above it, memory is given back whenever a job ends.
+    ``on_rest`` hears what the worker keeps (bytes) whenever it has given back what it does not need, some time after its jobs.
     """
 
-    def __init__(self, work_bytes: int = 0) -> None:
-        self._work_bytes = work_bytes
+    def __init__(self, work_bytes: int = 0, on_rest: Callable[[int], None] = lambda kept: None) -> None:
+        self._work_bytes, self._on_rest = work_bytes, on_rest
         self._lock = threading.Lock()
         self._busy = threading.Event()
         self._busy.set()
         self._offset = _private() - _anonymous()
         self._base = self._peak = _anonymous()
         self._own: dict[str, int] = {}
-        self._rests_at = math.inf
+        self._rests_at, self._trimmed_at = math.inf, -math.inf
         self._highest: dict[str, int] = {}
         threading.Thread(target=self._sample_for_ever, name="meter", daemon=True).start()
 
@@ -49,44 +51,52 @@ class Meter:
         with self._lock:
             self._look()
             peak = self._peak
-            self._rest()
-        return max(0, self._base + self._offset), max(0, peak + self._offset)
+            kept = self._rest()
+        return kept, max(0, peak + self._offset)
 
     def began(self, job_id: str, own: int) -> None:
         """A job starts that is expected to take ``own`` bytes beside what all jobs of the worker take together."""
         with self._lock:
+            if not self._own and self._heavy():
+                self._rest()  # it shall not be blamed for what others left behind
             self._own[job_id], self._highest[job_id] = own, 0
             self._rests_at = math.inf
             self._busy.set()
 
-    def ended(self, job_id: str) -> tuple[int, int | None]:
-        """The most that all jobs took together while it was there; and where the worker is idle now, what it keeps. Bytes."""
+    def ended(self, job_id: str) -> int:
+        """The most bytes that all jobs took together while it was there."""
         with self._lock:
             self._look()
             del self._own[job_id]
             highest = self._highest.pop(job_id)
             if self._own:
-                if self._shared() > self._work_bytes:
+                if self._shared() > self._work_bytes and time.monotonic() - self._trimmed_at > REST_S:
+                    self._trimmed_at = time.monotonic()
                     _trim()  # what ended jobs left behind must not be held beside the reservations of the others
-                return highest, None
-            self._rests_at = time.monotonic() + REST_S
-            if _anonymous() - self._base > SPARE_BYTES:
-                self._rest()
-            return highest, max(0, self._base + self._offset)
+            else:
+                self._rests_at = time.monotonic() + (0.0 if self._heavy() else REST_S)
+            return highest
 
-    def _rest(self) -> None:
+    def _heavy(self) -> bool:
+        """Whether jobs left more behind than the next one may begin with."""
+        return _anonymous() - self._base > SPARE_BYTES
+
+    def _rest(self) -> int:
+        """Give back what is not needed; bytes that it keeps."""
         self._rests_at = math.inf
         self._busy.clear()
         _trim()
         self._base = self._peak = _anonymous()
+        return max(0, self._base + self._offset)
 
     def _sample_for_ever(self) -> None:
         while True:
             self._busy.wait()
             with self._lock:
                 self._look()
-                if time.monotonic() > self._rests_at:
-                    self._rest()
+                kept = self._rest() if time.monotonic() > self._rests_at else None
+            if kept is not None:
+                self._on_rest(kept)
             time.sleep(INTERVAL_S)
 
     def _look(self) -> None:

@@ -95,7 +95,7 @@ class Worker:
     def serve(self) -> int:
         """Set up, then answer messages until ``stop`` or the end of the pipe; returns the exit code."""
         setproctitle(f"stenopool worker {self._setup.model} loading")
-        self._meter = Meter(self._setup.work_bytes)
+        self._meter = Meter(self._setup.work_bytes, lambda kept: self._send("idle", bytes=kept))
         try:
             self._engine = importlib.import_module(self._setup.engine).create(self._setup)
         except StenopoolError as error:
@@ -129,15 +129,15 @@ class Worker:
     def _run(self, task: Task) -> None:
         job_id, began = task.job_id, time.monotonic()
         self._meter.began(job_id, task.reserved_bytes)
-        measured: tuple[int, int | None] | None = None
+        highest: int | None = None
         try:
             result = self._engine.transcribe(task, self._reporter(job_id), lambda: job_id in self._cancelled)
             if job_id in self._cancelled:
                 raise Cancelled("The job was cancelled.")
             spent = {"seconds": time.monotonic() - began} | result.pop("spent", {})
-            write_durably(Path(task.result_path), json.dumps(result, ensure_ascii=False).encode())
-            peak, idle = measured = self._meter.ended(job_id)
-            self._send("done", job_id=job_id, peak_bytes=peak, idle_bytes=idle, **spent)
+            write_durably(Path(task.result_path), json.dumps(result, ensure_ascii=False).encode(), lasting=task.lasting)
+            highest = self._meter.ended(job_id)
+            self._send("done", job_id=job_id, peak_bytes=highest, **spent)
         except StenopoolError as error:
             self._send("failed", job_id=job_id, code=error.code, message=error.message, hint=error.hint)
         except DeviceLost:
@@ -148,7 +148,7 @@ class Worker:
             log.exception("job failed", extra={"job_id": job_id})
             self._send("failed", job_id=job_id, code=WorkError.code, message="The engine failed on this audio.", hint=None)
         finally:
-            if measured is None:
+            if highest is None:
                 self._meter.ended(job_id)
             self._running.discard(job_id)
             self._cancelled.discard(job_id)

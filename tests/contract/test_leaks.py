@@ -77,7 +77,7 @@ async def test_requests_leak_no_descriptor_thread_or_process(tmp_path: Path) -> 
         before = await settled((0, 0, 0))
         for _ in range(5):
             await asyncio.gather(
-                *(live.client.post("/transcribe", content=wav(streamed=True)) for _ in range(3)),
+                *(live.client.post("/transcribe", content=wav(streamed=streamed)) for streamed in (False, True, False)),
                 live.client.post("/transcribe", content=b"nonsense"),
                 live.client.post("/transcribe?initial_prompt=fail", content=wav(streamed=True)),
                 live.client.post("/nope", content=b"x" * 100_000),

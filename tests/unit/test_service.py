@@ -380,7 +380,7 @@ async def test_unknown_exception_fails_the_row_and_passes_through(begin: Begin, 
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr("app.intake.decode", broken)
+        patch.setattr("app.intake.copy", broken)
         with pytest.raises(ZeroDivisionError):
             await run()
     assert (run.rows[0].status, run.rows[0].error_code) == (Status.FAILED, "internal")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-import stat
 import struct
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from app.errors import DiskFull, TooLong
-from app.media.decode import RATE, decode
+from app.errors import CapacityError, DiskFull, TooLong
+from app.media.decode import RATE, Decoded, copy, decode
 from app.media.wav import copy_samples, samples_in
 from app.settings import Settings
 
@@ -70,30 +72,26 @@ def written(tmp_path: Path, data: bytes) -> Path:
     return path
 
 
-def without_ffmpeg(tmp_path: Path, settings: Settings) -> Settings:
-    tool = tmp_path / "ffmpeg"
-    tool.write_text("#!/bin/sh\nexit 1\n")
-    tool.chmod(stat.S_IRWXU)
-    return settings.model_copy(update={"ffmpeg": tool})
+async def copied(data: bytes, tmp_path: Path, settings: Settings) -> Decoded:
+    made = await copy(written(tmp_path, data), tmp_path / "out.pcm", settings)
+    assert made is not None
+    return made
 
 
 @pytest.mark.parametrize("name", USUAL)
-async def test_usual_wav_needs_no_ffmpeg(name: str, tmp_path: Path, settings: Settings) -> None:
-    made = await decode(written(tmp_path, USUAL[name]), tmp_path / "out.pcm", without_ffmpeg(tmp_path, settings))
-    assert made.path.read_bytes() == SOUND
-    assert (made.duration_s, made.info.sample_rate, made.info.channels) == (1.0, RATE, 1)
+async def test_what_is_copied_is_what_ffmpeg_makes(name: str, tmp_path: Path, settings: Settings) -> None:
+    made = await copied(USUAL[name], tmp_path, settings)
+    decoded = await decode(tmp_path / "in", tmp_path / "decoded.pcm", settings)
+    assert made.path.read_bytes() == decoded.path.read_bytes() == SOUND
+    assert made.duration_s == decoded.duration_s == 1.0
+    for told in ("container", "codec", "sample_rate", "channels", "has_video", "estimated"):
+        assert getattr(made.info, told) == getattr(decoded.info, told)
 
 
-@pytest.mark.parametrize("name", USUAL)
-async def test_what_is_copied_is_what_ffmpeg_makes(
-    name: str, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = written(tmp_path, USUAL[name])
-    copied = await decode(source, tmp_path / "copied.pcm", settings)
-    monkeypatch.setattr("app.media.wav.samples_in", lambda path, rate: None)
-    decoded = await decode(source, tmp_path / "decoded.pcm", settings)
-    assert copied.path.read_bytes() == decoded.path.read_bytes()
-    assert (copied.info.container, copied.info.codec) == (decoded.info.container, decoded.info.codec)
+@pytest.mark.parametrize("name", UNUSUAL)
+async def test_of_an_unusual_file_nothing_is_copied(name: str, tmp_path: Path, settings: Settings) -> None:
+    assert await copy(written(tmp_path, UNUSUAL[name]), tmp_path / "out.pcm", settings) is None
+    assert not (tmp_path / "out.pcm").exists()
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
@@ -121,25 +119,60 @@ def test_damaged_header_gives_samples_inside_the_file_or_none(tmp_path: Path) ->
 
 
 def test_part_is_copied_to_the_byte(tmp_path: Path) -> None:
-    copy_samples(written(tmp_path, SOUND * 80), tmp_path / "out", 100, len(SOUND) * 70)
+    copy_samples(written(tmp_path, SOUND * 80), tmp_path / "out", 100, len(SOUND) * 70, lambda: None)
     assert (tmp_path / "out").read_bytes() == (SOUND * 80)[100 : 100 + len(SOUND) * 70]
 
 
 async def test_usual_wav_over_the_cap_is_too_long(tmp_path: Path, settings: Settings) -> None:
     with pytest.raises(TooLong):
-        await decode(written(tmp_path, USUAL["plain"]), tmp_path / "out.pcm", settings, max_s=0.5)
+        await copied(USUAL["plain"], tmp_path, settings.model_copy(update={"max_audio_s": 0.5}))
     assert not (tmp_path / "out.pcm").exists()
 
 
 async def test_usual_wav_on_a_full_disk_is_reported_as_such(tmp_path: Path, settings: Settings) -> None:
     full = settings.model_copy(update={"disk_reserve_mb": 1 << 40})
     with pytest.raises(DiskFull):
-        await decode(written(tmp_path, USUAL["plain"]), tmp_path / "out.pcm", full)
+        await copied(USUAL["plain"], tmp_path, full)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 async def test_disk_that_fills_while_a_usual_wav_is_copied_is_reported_as_such(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "out.pcm").symlink_to("/dev/full")
     with pytest.raises(DiskFull):
-        await decode(written(tmp_path, USUAL["plain"]), tmp_path / "out.pcm", settings)
+        await copied(USUAL["plain"], tmp_path, settings)
     assert not (tmp_path / "out.pcm").is_symlink()
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Copies are held up: the first event says that one has begun, the second lets it go on, with what ``check`` says then."""
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(src: Path, dst: Path, start: int, length: int, check: Callable[[], None]) -> None:
+        begun.set()
+        assert go.wait(20)
+        copy_samples(src, dst, start, length, check)
+
+    monkeypatch.setattr("app.media.wav.copy_samples", slow)
+    yield begun, go
+    go.set()
+
+
+async def test_copy_that_is_cancelled_leaves_no_file_behind(
+    tmp_path: Path, settings: Settings, held: tuple[threading.Event, threading.Event]
+) -> None:
+    begun, go = held
+    task = asyncio.create_task(copied(USUAL["plain"], tmp_path, settings))
+    await asyncio.to_thread(begun.wait, 20)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not (tmp_path / "out.pcm").exists()
+
+
+async def test_copy_from_a_disk_that_does_not_answer_is_given_up_at_the_deadline(
+    tmp_path: Path, settings: Settings, held: tuple[threading.Event, threading.Event]
+) -> None:
+    with pytest.raises(CapacityError):
+        await copied(USUAL["plain"], tmp_path, settings.model_copy(update={"decode_timeout_s": 0.1}))

@@ -9,10 +9,11 @@ import sys
 import pytest
 
 SCRIPT = """
-import json, time
+import json, queue, time
 from app.pool.meter import Meter
 MB = 1_000_000
-meter = Meter()
+rests = queue.SimpleQueue()
+meter = Meter(0, rests.put)
 time.sleep(0.1)
 load = bytearray(80 * MB); time.sleep(0.1)
 del load
@@ -22,13 +23,15 @@ meter.began("a", 5 * MB)
 one = bytearray(50 * MB); time.sleep(0.1)
 del one
 alone = meter.ended("a")
+idle = rests.get(timeout=10)
+more = bytearray(20 * MB)
 meter.began("b", 10 * MB)
 meter.began("c", 0)
 both = bytearray(80 * MB); time.sleep(0.1)
 del both
 of_b = meter.ended("b")
 of_c = meter.ended("c")
-print(json.dumps([kept, peak, alone, of_b, of_c]))
+print(json.dumps([kept, peak, alone, idle, of_b, of_c, rests.get(timeout=10)]))
 """
 
 LEFT_BEHIND = """
@@ -51,7 +54,45 @@ meter._highest["stays"] = 0  # it came a moment later
 meter.ended("gone")
 meter._highest["stays"] = 0
 time.sleep(0.1)
-print(json.dumps(meter.ended("stays")[0]))
+print(json.dumps(meter.ended("stays")))
+"""
+
+RESTS = """
+import ctypes, json, queue, time
+from app.pool import meter as module
+from app.pool.meter import Meter
+MB = 1_000_000
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+rests = queue.SimpleQueue()
+meter = Meter(0, lambda kept: rests.put(time.monotonic()))
+meter.loaded()
+
+def leaves(job, pieces):  # of 100 kB; the last one holds the heap's end in its place
+    meter.began(job, 0)
+    taken = [libc.malloc(100_000) for _ in range(pieces)]
+    for piece in taken:
+        ctypes.memset(piece, 1, 100_000)
+    for piece in taken[:-1]:
+        libc.free(piece)
+    return meter.ended(job)
+
+little = leaves("little", 200)
+ended = time.monotonic()
+kept_for = rests.get(timeout=10) - ended
+leaves("interrupted", 200)
+meter.began("long", 0)
+time.sleep(1.2 * module.REST_S)
+rested_meanwhile = rests.qsize()
+meter.ended("long")
+rests.get(timeout=10)
+module.REST_S = 60
+much = leaves("much", 1200)
+meter.began("next", 0)
+blamed = meter.ended("next")
+leaves("much again", 1200)
+rests.get(timeout=10)  # at once, not after a minute
+print(json.dumps([little, kept_for, rested_meanwhile, much, blamed]))
 """
 
 
@@ -64,13 +105,24 @@ def test_what_a_job_left_behind_is_given_back_and_not_blamed_on_those_that_still
 @pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
 def test_load_peak_and_what_jobs_take_together_are_what_was_allocated() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, check=True, text=True)
-    kept, peak, alone, of_b, of_c = json.loads(done.stdout)
+    kept, peak, alone, idle, of_b, of_c, idle_then = json.loads(done.stdout)
     mb = 1_000_000
     assert 30 * mb < kept < 60 * mb
     assert 75 * mb < peak - kept + 30 * mb < 95 * mb
-    assert 43 * mb < alone[0] < 50 * mb  # less the five that were its own
-    assert abs(alone[1] - kept) < 5 * mb  # idle afterwards: what it keeps
-    assert of_b[1] is None  # not idle yet
-    assert 68 * mb < of_b[0] < 73 * mb
-    assert of_c[0] >= of_b[0]
-    assert of_c[1] is not None
+    assert 43 * mb < alone < 50 * mb  # less the five that were its own
+    assert abs(idle - kept) < 5 * mb  # what it keeps
+    assert 88 * mb < of_b < 93 * mb  # with the twenty that came between
+    assert of_c >= of_b
+    assert 15 * mb < idle_then - idle < 25 * mb  # the twenty
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
+def test_little_is_given_back_after_a_rest_without_jobs_and_much_at_once_and_before_the_next_job() -> None:
+    done = subprocess.run([sys.executable, "-c", RESTS], capture_output=True, check=True, text=True)
+    little, kept_for, rested_meanwhile, much, blamed = json.loads(done.stdout)
+    mb = 1_000_000
+    assert 19 * mb < little < 25 * mb
+    assert kept_for > 0.9
+    assert rested_meanwhile == 0
+    assert much > 100 * mb
+    assert blamed < 30 * mb  # not the 120 MB that were left behind
