@@ -68,7 +68,7 @@ class Limit:
         self._load, self._setup = load, setup
         self._spoken: dict[str, Spoken] = {}
         self._model: Any = None
-        self._chosen = Arrangement(1, cores(), BATCHES[0])
+        self._chosen = Arrangement(cores(), 1, BATCHES[1])
         self._arrange(self._chosen)
 
     def choose(self, files: list[str]) -> dict[str, Any]:
@@ -85,14 +85,18 @@ class Limit:
                 tried[self._chosen] = time.perf_counter() - began
         self._arrange(min(tried, key=lambda one: tried[one]))
         self._decode(mels[: self._chosen.runners])
-        encoder = getattr(getattr(self._model, "choice", None), "name", "ctranslate2")
-        return {
-            "chosen": {**vars(self._chosen), "encoder": encoder},
-            "tried": [{**vars(one), "s": took} for one, took in tried.items()],
-        }
+        return {**self.chosen(), "tried": [{**vars(one), "s": took} for one, took in tried.items()]}
 
-    def run(self, files: list[str]) -> dict[str, Any]:
-        """All files at once: seconds, of them seconds of Silero; window texts of each; ``mel_s``, which is not counted."""
+    def chosen(self) -> dict[str, Any]:
+        """The arrangement that is used, and the encoder."""
+        encoder = getattr(getattr(self._model, "choice", None), "name", "ctranslate2")
+        return {"chosen": {**vars(self._chosen), "encoder": encoder}}
+
+    def run(self, files: list[str], languages: bool = False) -> dict[str, Any]:
+        """All files at once: seconds, of them seconds of Silero; window texts of each.
+
+        Not counted: ``mel_s``, and ``language_s``, what it takes to find out the language of each (0 unless asked for).
+        """
         from app.engine.vad import SileroOptions, get_speech_timestamps
 
         spoken = [self._ready(file) for file in files]
@@ -112,7 +116,16 @@ class Limit:
         seconds = time.perf_counter() - began
         texts = iter([self._text(result) for result in results])
         each = [[next(texts) for _ in one.mels] for one in spoken]
-        return {"s": seconds, "vad_s": vad_s, "mel_s": sum(one.mel_s for one in spoken), "texts": each}
+        told = {"vad_s": vad_s, "mel_s": sum(one.mel_s for one in spoken), "texts": each}
+        return {"s": seconds, "language_s": self._languages(spoken) if languages else 0.0, **told}
+
+    def _languages(self, spoken: list[Spoken]) -> float:
+        """Seconds for the first window of each, with as many calls at once as otherwise; the encoder is not counted."""
+        encoded = [self._encode(one.mels[0])[0] for one in spoken if one.mels]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(self._chosen.runners) as runners:
+            list(runners.map(self._model.language_of, encoded))
+        return time.perf_counter() - began
 
     def _arrange(self, wanted: Arrangement) -> None:
         if self._model is None or (wanted.runners, wanted.threads) != (self._chosen.runners, self._chosen.threads):

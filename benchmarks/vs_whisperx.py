@@ -48,11 +48,11 @@ class Case:
         self.counts: dict[str, list[int]] = {}
         self.chosen: dict[str, Any] = {}
 
-    def warm(self, long: list[str], clips: list[str]) -> None:
-        """One run of everything on a clip; the limit chooses its arrangement of threads."""
+    def warm(self, long: list[str], clips: list[str], *, quick: bool) -> None:
+        """One run of everything on a clip; the limit chooses its arrangement of threads (``quick``: a thread on each core)."""
         self.round(clips[:1], clips[:1])
         self.seconds.clear()
-        self.chosen = self._limit.ask("choose", files=long)
+        self.chosen = self._limit.ask("chosen") if quick else self._limit.ask("choose", files=long)
 
     def round(self, long: list[str], clips: list[str]) -> None:
         """Every side once, in turns. Stock WhisperX runs the long file once; what ``align`` took is known apart."""
@@ -67,8 +67,9 @@ class Case:
             self._note(f"ours, {words}", ours["s"], ours)
         stock = self._stock.ask("run", files=clips, language=None, words=False)
         self._note("stock, clips", stock["asr_s"], stock)
-        limit = self._limit.ask("run", files=clips)
+        limit = self._limit.ask("run", files=clips, languages=True)
         self._note("limit, clips", limit["s"], limit)
+        self._add("limit, languages", limit["language_s"])
         ours = self._ours.run(clips, language=None)
         self._note("ours, clips", ours["s"], ours)
 
@@ -90,9 +91,12 @@ class Case:
         found.append(self._ratio("clips", "stock, clips", "ours, clips", CLIPS))
         found.append(self._ratio("long file, of the limit", "limit", "ours, none", LIMIT))
         found.append(self._ratio("clips, of the limit", "limit, clips", "ours, clips", LIMIT))
-        with_mels = [limit + mels for limit, mels in zip(self.seconds["limit"], self.seconds["limit, mels"], strict=True)]
-        told = per_round(with_mels, self.seconds["ours, none"])
-        found.append(Found(f"{self.model} long file, of the limit with its mels", told))
+        for what, limit, more, ours in (
+            ("long file, of the limit with its mels", "limit", "limit, mels", "ours, none"),
+            ("clips, of the limit with its languages", "limit, clips", "limit, languages", "ours, clips"),
+        ):
+            longer = [sum(both) for both in zip(self.seconds[limit], self.seconds[more], strict=True)]
+            found.append(Found(f"{self.model} {what}", per_round(longer, self.seconds[ours])))
         for ours, limit in (("ours, none", "limit"), ("ours, clips", "limit, clips")):
             same = agreement(self.texts[ours], self.texts[limit])
             found.append(Found(f"{self.model} words as of the {limit}", (same,), SAME))
@@ -167,7 +171,7 @@ def compare(model: str, ours: Ours, folder: Path, args: argparse.Namespace) -> C
         stack.callback(limit.close)
         limit.wait()
         case = Case(model, ours, stock, limit, words)
-        case.warm(args.long, args.clip_files)
+        case.warm(args.long, args.clip_files, quick=args.quick)
         print(f"{model}: the limit's arrangement of threads: {case.chosen['chosen']}", flush=True)
         for number in range(args.rounds):
             case.round(args.long, args.clip_files)

@@ -25,6 +25,8 @@ R = TypeVar("R")
 
 LOOK_S = 0.2
 """Seconds after which a job that waits for its turn looks whether it has been cancelled."""
+SOON_S = 0.003
+"""Seconds that a batch waits at most for the windows of a job whose first calls have just ended: its thread must wake up."""
 
 
 @dataclass(eq=False)
@@ -164,7 +166,8 @@ class Runners(Generic[W]):
             return [first]
         units = [first]
         most = job.size if self._wait_s else self._fair_size(job)
-        deadline = time.monotonic() + self._wait_s
+        soon = any(one.is_coming and not one.calling and not one.pending for one in self._jobs)
+        deadline = time.monotonic() + (self._wait_s or SOON_S * soon)
         while len(units) < most:
             following = [one for one in self._ready if self._goes_with(job, one)]
             oldest = min(following, key=lambda one: one.number, default=None)
@@ -184,10 +187,12 @@ class Runners(Generic[W]):
     def _fair_size(self, job: Lease[W]) -> int:
         """Windows of a batch: those that are there are spread over the runners that have nothing to do."""
         waiting = 1 + sum(len(one.pending) for one in self._ready if self._goes_with(job, one))
+        waiting += sum(one.is_coming for one in self._jobs)
         return min(job.size, -(-waiting // (self._idle + 1)))
 
     def _next_of(self, job: Lease[W]) -> Unit[W]:
         unit = job.pending.popleft()
+        job.calling = unit.call is not None
         del self._ready[job]
         job.held = job.holds
         self._queue(job)  # behind the others
@@ -219,14 +224,17 @@ class Runners(Generic[W]):
         self._windows -= len(units)
         for unit in units:
             unit.job.spent.seconds += seconds / len(units)
-            unit.job.holds = unit.job.held = False
+            unit.job.holds = unit.job.held = unit.job.calling = False
             self._queue(unit.job)
             unit.done.set()
         self._changed.notify_all()  # the express looks who is at work now
 
 
 class Lease(Generic[W]):
-    """One job's place among the others. Only the thread of the job may use it."""
+    """One job's place among the others. Only the thread of the job may use it.
+
+    ``calling``: a call of it is at work; ``is_coming``: it has not brought its windows yet.
+    """
 
     def __init__(self, runners: Runners[W], cancelled: Callable[[], bool], size: int) -> None:
         self._runners, self._cancelled = runners, cancelled
@@ -234,7 +242,8 @@ class Lease(Generic[W]):
         self.number = 0
         self.pending: deque[Unit[W]] = deque()
         self.spent = Spent()
-        self.holds = self.held = self.long = False
+        self.holds = self.held = self.long = self.calling = False
+        self.is_coming = True
 
     def __enter__(self) -> Lease[W]:
         self._runners._enter(self)
@@ -257,7 +266,7 @@ class Lease(Generic[W]):
 
         That is when it has ended, or earlier when :meth:`Runners.release` is called.
         """
-        self.holds = hold
+        self.holds, self.is_coming = hold, False
         return self._results([Unit(self, window) for window in windows])
 
     def _results(self, units: list[Unit[W]]) -> Iterator[Any]:

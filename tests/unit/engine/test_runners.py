@@ -288,3 +288,53 @@ def test_what_the_express_has_at_work_is_told_to_everybody(threads: ThreadPoolEx
         assert short.result(10) == ["<short>"]
         assert len(long.result(10)) == 20
     assert (watching.spent.calls, watching.spent.windows) == (2, 5)
+
+
+def test_windows_of_a_job_that_is_about_to_bring_them_go_with_those_that_are_there(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.runners.SOON_S", 60.0)
+    tool = Tool()
+    tool.go()
+    with tool.runners.lease(never) as comes:
+        future = threads.submit(job, tool, ["first"])
+        while not tool.runners._jobs - {comes} or tool.runners._ready:  # until the runner has taken it, and waits
+            pass
+        assert list(comes.windows(["second"])) == ["<second>"]
+    assert future.result(10) == ["<first>"]
+    assert tool.batches == [["first", "second"]]
+
+
+def test_a_batch_does_not_wait_for_a_job_whose_call_is_at_work(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.runners.SOON_S", 60.0)
+    tool, calls, may_end = Tool(count=2), threading.Event(), threading.Event()
+
+    def call() -> None:
+        calls.set()
+        assert may_end.wait(10)
+
+    def called() -> None:
+        with tool.runners.lease(never) as lease:
+            lease.call(call)
+
+    calling = threads.submit(called)
+    assert calls.wait(10)
+    future = threads.submit(job, tool, ["first"])
+    tool.until_began()
+    tool.go()
+    may_end.set()
+    assert future.result(10) == ["<first>"]
+    calling.result(10)
+
+
+def test_windows_are_spread_over_idle_runners_as_if_those_that_are_coming_were_there(
+    threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.engine.runners.SOON_S", 0.0)
+    tool = Tool(count=2)
+    tool.go()
+    with tool.runners.lease(never):
+        assert threads.submit(job, tool, ["1", "2"]).result(10) == ["<1>", "<2>"]
+    assert tool.batches == [["1", "2"]]
