@@ -70,9 +70,19 @@ def test_torch_stays_where_nothing_is_faster(make: Make, module: Any, monkeypatc
     assert emissions.runtime == "torch"
 
 
+def test_torch_stays_without_a_trial_where_it_is_quick(make: Make, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_seconds", lambda run, audio: module.QUICK_S)
+    monkeypatch.setattr(module, "_converted", lambda model: pytest.fail("it was converted"))
+    emissions = make()
+    emissions(audio())
+    assert emissions.runtime == "torch"
+
+
 def test_torch_stays_where_the_model_cannot_be_converted(
     make: Make, module: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    slow_torch(monkeypatch, module)
+
     def refuse(*_: object, **__: object) -> None:
         raise RuntimeError("an operation that OpenVINO does not know")
 
