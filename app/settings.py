@@ -101,7 +101,10 @@ class Settings(BaseSettings):
     )
     queue_timeout_s: float = _own("QUEUE_TIMEOUT", 3600.0, "Seconds that a transcription may wait in line before 504.", gt=0)
     streams: int = _own(
-        "STREAMS", 0, "Jobs that one worker runs at once, sharing weights and batches. 0: twice the cores, 8 at most.", ge=0
+        "STREAMS",
+        0,
+        "Jobs that a worker runs at once, sharing weights and batches. 0: 2 per core, 8 at most, and short ones up to 16.",
+        ge=0,
     )
     runners: int = _own(
         "RUNNERS", 0, "Engine calls that one worker makes at once, for all its jobs. 0: cores, 4 at most.", ge=0
@@ -245,15 +248,25 @@ class Settings(BaseSettings):
 
     @cached_property
     def stream_count(self) -> int:
-        """Jobs at once per worker: as set, else two per core, 8 at most: while one is read or written, another computes."""
-        wanted = self.streams or min(2 * self.cores, 8)
+        """Jobs at once per worker: as set, else two per core, 8 at most, and on one machine as many as fill all batches, 16."""
+        fill = 0 if self.engine == "celery" else min(self._runners * self.batch_size, 16)
+        wanted = self.streams or max(min(2 * self.cores, 8), fill)
         return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
+
+    @property
+    def long_count(self) -> int:
+        """Jobs of more than a minute at once per worker; the other places are for short ones."""
+        return self.stream_count if self.streams else min(2 * self.cores, 8, self.stream_count)
 
     @cached_property
     def runner_count(self) -> int:
         """Engine calls at once per worker: as set, else as many as cores allow, 4 at most; never more than jobs."""
+        return min(self._runners, self.stream_count)
+
+    @property
+    def _runners(self) -> int:
         by_cores = self.cores // (max(1, self.threads) * self.worker_count)
-        return min(self.runners or max(1, min(by_cores, 4)), self.stream_count)
+        return self.runners or max(1, min(by_cores, 4))
 
     @cached_property
     def thread_count(self) -> int:

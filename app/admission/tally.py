@@ -6,10 +6,10 @@ from app.admission.ticket import Phase, Ticket
 
 
 class Tally:
-    """``bytes`` that all inside want, ``held`` by those at work; how many wait for a turn in each lane."""
+    """``bytes`` that all inside want, ``held`` by those at work, of which ``long`` are long; how many wait in each lane."""
 
     def __init__(self) -> None:
-        self.bytes = self.held = 0
+        self.bytes = self.held = self.long = 0
         self._waiting: dict[str, int] = {}
 
     def add(self, ticket: Ticket) -> None:
@@ -26,6 +26,10 @@ class Tally:
         ticket.phase = phase
         self.add(ticket)
 
+    def is_one_too_long(self, ticket: Ticket, most: int) -> bool:
+        """Whether it is long, and ``most`` such are at work (0: as many as there are). A second attempt is never refused."""
+        return bool(most) and ticket.is_long and not ticket.solo and self.long >= most
+
     @property
     def lanes(self) -> frozenset[str]:
         """Where somebody waits."""
@@ -33,6 +37,7 @@ class Tally:
 
     def _count(self, ticket: Ticket, sign: int) -> None:
         self.bytes += sign * ticket.bytes
+        self.long += sign * (ticket.is_long and ticket.phase is Phase.RUNNING)
         if ticket.phase is Phase.WAITING:
             lane = ticket.ask.lane
             self._waiting[lane] = self._waiting.get(lane, 0) + sign

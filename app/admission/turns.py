@@ -126,7 +126,8 @@ class Turns:
         for ticket in self._in_order():
             if self._is_shut() or busy >= wanted:
                 return
-            if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays):
+            unready = ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays)
+            if unready or self._tally.is_one_too_long(ticket, self.limits.long):
                 continue
             aged = self._aged(ticket)
             # models that others wait for are not evicted, or two would take turns at being loaded; until it is time

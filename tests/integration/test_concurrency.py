@@ -118,9 +118,9 @@ def test_24_files_at_once_are_all_right_while_a_worker_is_killed_every_two_secon
     server: Server, codes: list[Utterance], expected: list[str], killer: list[int]
 ) -> None:
     with Health(server) as health:
-        assert post_all_at_once(server, codes) == expected
+        while len(killer) < 3:  # all 24 may be done before the first two seconds are over
+            assert post_all_at_once(server, codes) == expected
     print(f"killed {len(killer)} workers; health: n={len(health.seconds)} max={max(health.seconds) * 1000:.1f} ms")
-    assert killer, "no worker was killed while the files were being transcribed"
 
 
 def test_after_sigkill_of_the_only_worker_the_next_transcript_is_right(server: Server, samples: list[Sample]) -> None:

@@ -18,15 +18,30 @@ class Desk(Controller):
     """With a clock to turn; ``turns`` is who was told what, in order."""
 
     def __init__(
-        self, *, running: int = 4, memory: int = 100, seats: Seats | None = None, large_wait_s: float = 30.0, parallel: int = 0
+        self,
+        *,
+        running: int = 4,
+        memory: int = 100,
+        seats: Seats | None = None,
+        large_wait_s: float = 30.0,
+        parallel: int = 0,
+        long: int = 0,
     ) -> None:
         self.time = 0.0
         self.turns: list[tuple[Ticket, Any]] = []
-        limits = Limits(running, 1000, 1e6, large_wait_s, parallel=parallel)
+        limits = Limits(running, 1000, 1e6, large_wait_s, parallel=parallel, long=long)
         super().__init__("jobs", limits, Ledger(memory), seats or Count(), lambda: self.time)
 
-    def comes(self, amount: int = 0, seconds: float = 10.0, key: str = "key", lane: str = "model", worker: int = 0) -> Ticket:
-        ticket = self.join(Ask(key, lane, seconds, amount, worker_bytes=worker))
+    def comes(
+        self,
+        amount: int = 0,
+        seconds: float = 10.0,
+        key: str = "key",
+        lane: str = "model",
+        worker: int = 0,
+        audio_s: float = 0.0,
+    ) -> Ticket:
+        ticket = self.join(Ask(key, lane, seconds, amount, audio_s, worker_bytes=worker))
         self.waits(ticket)
         return ticket
 
@@ -80,6 +95,42 @@ def test_a_ticket_that_is_not_ready_is_passed_and_keeps_its_place() -> None:
     desk.waits(uploading)
     desk.release(ready)
     assert runs(uploading)
+
+
+def test_short_jobs_pass_long_ones_that_would_be_one_too_many_and_these_follow_one_by_one() -> None:
+    desk = Desk(running=4, long=2)
+    first, second, third, fourth = (desk.comes(audio_s=3600.0) for _ in range(4))
+    short, at_most, over = (desk.comes(audio_s=audio_s) for audio_s in (5.0, 60.0, 60.1))
+    assert runs(first, second, short, at_most)
+    assert not any(runs(ticket) for ticket in (third, fourth, over))
+    desk.release(short)
+    assert not any(runs(ticket) for ticket in (third, fourth, over))
+    desk.release(first)
+    assert runs(third)
+    desk.release(second)
+    assert runs(fourth)
+    assert not runs(over)
+
+
+def test_second_attempt_of_a_long_job_waits_for_no_other_long_one() -> None:
+    desk = Desk(running=4, long=1)
+    died = desk.comes(audio_s=3600.0)
+    desk.again(died, amount=0)
+    other = desk.comes(audio_s=3600.0)
+    assert runs(other)
+    desk.waits(died)
+    assert runs(died)
+
+
+def test_long_jobs_that_have_ended_count_no_more_however_they_changed() -> None:
+    desk = Desk(running=4, long=1)
+    for audio_s in (3600.0, 30.0):
+        ticket = desk.comes(audio_s=audio_s)
+        desk.settle(ticket, Ask("key", "model", 10.0, 0, 3630.0 - audio_s))
+        assert runs(ticket)
+        desk.release(ticket)
+        assert desk._tally.long == 0
+    assert runs(desk.comes(audio_s=3600.0))
 
 
 def test_nothing_starts_while_starting_is_stopped() -> None:
