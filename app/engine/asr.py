@@ -16,7 +16,7 @@ import numpy as np
 from faster_whisper.tokenizer import Tokenizer
 from faster_whisper.transcribe import get_compression_ratio
 from whisperx.asr import WhisperModel
-from whisperx.audio import N_SAMPLES, log_mel_spectrogram
+from whisperx.audio import HOP_LENGTH, N_FFT, N_SAMPLES, log_mel_spectrogram
 
 from app.engine.attention import Spoken
 from app.engine.encoders.choice import Choice
@@ -62,9 +62,13 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
 
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
         """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""
-        padding = max(0, N_SAMPLES - len(audio))
-        mel: np.ndarray = log_mel_spectrogram(audio[:N_SAMPLES], n_mels=self.model.n_mels, padding=padding).numpy()
-        return mel
+        audio = audio[:N_SAMPLES]
+        frames = min(
+            -(-(len(audio) + N_FFT) // HOP_LENGTH), N_SAMPLES // HOP_LENGTH
+        )  # the last one is silent, or there is none
+        padding = frames * HOP_LENGTH - len(audio)
+        mel: np.ndarray = log_mel_spectrogram(audio, n_mels=self.model.n_mels, padding=padding).numpy()
+        return np.pad(mel, ((0, 0), (0, N_SAMPLES // HOP_LENGTH - frames)), mode="edge")  # as every silent frame is
 
     def encoded(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Encoder output, (1500, width), of each window of (mels, 3000) features, in order.

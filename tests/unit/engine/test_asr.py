@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from whisperx.audio import log_mel_spectrogram
 
 from app.jobs import TranscribeOptions
 from tests.unit.engine.conftest import speech
@@ -46,9 +47,14 @@ def test_a_batch_of_languages_tasks_beams_and_prompts_says_what_its_windows_say_
     assert [window.tokens for window in together] == [window.tokens for window in alone]
 
 
-def test_features_are_padded_to_30_s_and_longer_windows_are_cut(pipeline: Any) -> None:
-    for count in (0, 100, 40 * 16_000):
-        assert pipeline._model.log_mel(np.zeros(count, np.float32)).shape == (pipeline._model.model.n_mels, 3000)
+@pytest.mark.parametrize("count", [0, 1, 100, 80_000, 80_001, 479_599, 479_600, 479_999, 480_000, 40 * 16_000])
+def test_features_of_any_length_are_those_of_whisperx_for_30_s(pipeline: Any, count: int) -> None:
+    model = pipeline._model
+    audio = np.random.default_rng(count).standard_normal(count).astype(np.float32) / 10
+    found = model.log_mel(audio)
+    expected = log_mel_spectrogram(audio[:480_000], model.model.n_mels, padding=max(0, 480_000 - count)).numpy()
+    assert found.shape == (model.model.n_mels, 3000)
+    assert np.abs(found - expected).max() < 1e-6
 
 
 def test_language_comes_with_a_probability(pipeline: Any) -> None:
