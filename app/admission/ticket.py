@@ -66,6 +66,11 @@ class Ask:
     fingerprint: str = ""
     quota: Quota = NO_QUOTA
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes more than a window or two."""
+        return self.audio_s > SHORT_S
+
 
 class Phase(Enum):
     """A ticket's life."""

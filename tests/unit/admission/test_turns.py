@@ -97,42 +97,6 @@ def test_a_ticket_that_is_not_ready_is_passed_and_keeps_its_place() -> None:
     assert runs(uploading)
 
 
-def test_short_jobs_pass_long_ones_that_would_be_one_too_many_and_these_follow_one_by_one() -> None:
-    desk = Desk(running=4, long=2)
-    first, second, third, fourth = (desk.comes(audio_s=3600.0) for _ in range(4))
-    short, at_most, over = (desk.comes(audio_s=audio_s) for audio_s in (5.0, 60.0, 60.1))
-    assert runs(first, second, short, at_most)
-    assert not any(runs(ticket) for ticket in (third, fourth, over))
-    desk.release(short)
-    assert not any(runs(ticket) for ticket in (third, fourth, over))
-    desk.release(first)
-    assert runs(third)
-    desk.release(second)
-    assert runs(fourth)
-    assert not runs(over)
-
-
-def test_second_attempt_of_a_long_job_waits_for_no_other_long_one() -> None:
-    desk = Desk(running=4, long=1)
-    died = desk.comes(audio_s=3600.0)
-    desk.again(died, amount=0)
-    other = desk.comes(audio_s=3600.0)
-    assert runs(other)
-    desk.waits(died)
-    assert runs(died)
-
-
-def test_long_jobs_that_have_ended_count_no_more_however_they_changed() -> None:
-    desk = Desk(running=4, long=1)
-    for audio_s in (3600.0, 30.0):
-        ticket = desk.comes(audio_s=audio_s)
-        desk.settle(ticket, Ask("key", "model", 10.0, 0, 3630.0 - audio_s))
-        assert runs(ticket)
-        desk.release(ticket)
-        assert desk._tally.long == 0
-    assert runs(desk.comes(audio_s=3600.0))
-
-
 def test_nothing_starts_while_starting_is_stopped() -> None:
     desk = Desk()
     desk.paused = True
@@ -500,8 +464,12 @@ def test_of_a_great_many_the_wait_is_counted_now_and_then_and_right_all_the_time
     desk = Desk(running=200)
     tickets = [desk.comes(seconds=10.0 + number % 7) for number in range(600)]
     counted: list[float] = []
-    exact = desk._count_wait_s
-    desk._count_wait_s = lambda: counted.append(exact()) or counted[-1]  # type: ignore[method-assign,func-returns-value]
+    count = desk._count_wait_s
+
+    def exact() -> float:
+        return count(False)
+
+    desk._count_wait_s = lambda is_long: counted.append(count(is_long)) or counted[-1]  # type: ignore[method-assign,func-returns-value]
     wrong = []
     for number in range(400):
         desk.passes(0.05)
