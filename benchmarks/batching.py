@@ -2,6 +2,9 @@
 
     python -m benchmarks.random_models tiny --into DIR --quantization int8 --tokens 40
     python -m benchmarks.batching --model tiny --models-dir DIR --into OUT
+    python -m benchmarks.batching --model tiny --models-dir DIR --batches 4 --waits 0 --runners 1 2 4
+
+``--runners`` compares numbers of engine calls at once, each on as many threads as leave every core one (``STENOPOOL_RUNNERS``).
 
 Needs a quiet machine. A real worker with each setting in turn, loaded afresh every round; ``--clients`` clients, each with a
 place of its own, hand in a recording of one window and the next when it is done (a closed loop), and a lone client does
@@ -12,6 +15,7 @@ the same: what a wait costs where nobody else is there. Every setting must say t
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -28,8 +32,9 @@ from benchmarks.vs_whisperx import models_folder
 
 @dataclass
 class Setting:
-    """One B and one wait (milliseconds), and what was seen with it in every round."""
+    """One number of runners (0: the worker's own choice), B and wait (milliseconds), and what was seen in every round."""
 
+    runners: int
     batch: int
     wait_ms: float
     rates: list[float] = field(default_factory=list)
@@ -39,11 +44,13 @@ class Setting:
     @property
     def name(self) -> str:
         """As in the table."""
-        return f"B={self.batch}, wait {self.wait_ms:g} ms"
+        runners = f"{self.runners} runners, " if self.runners else ""
+        return f"{runners}B={self.batch}, wait {self.wait_ms:g} ms"
 
     def measure(self, ours: Ours, model: str, files: list[str], args: argparse.Namespace) -> list[str]:
         """One round; the texts of all files."""
-        ours.given = {"streams": args.clients, "batch_size": self.batch, "batch_wait_ms": self.wait_ms}
+        given = {"streams": args.clients, "runners": self.runners, "batch_size": self.batch}
+        ours.given = {**given, "batch_wait_ms": self.wait_ms}
         ours.load(model)
         try:
             ours.run(files[: args.clients])  # what is made at first use
@@ -65,11 +72,12 @@ def draw(settings: list[Setting], clients: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
-    for wait in sorted({one.wait_ms for one in settings}):
-        mine = [one for one in settings if one.wait_ms == wait]
+    for runners, wait in sorted({(one.runners, one.wait_ms) for one in settings}):
+        mine = [one for one in settings if (one.runners, one.wait_ms) == (runners, wait)]
+        label = f"{runners} runners, " * bool(runners) + f"wait {wait:g} ms"
         for axis, name in zip(axes, ("rates", "p95"), strict=True):
             values = [Found(name, tuple(getattr(one, name))).median for one in mine]
-            axis.plot([one.batch for one in mine], values, "o-", label=f"wait {wait:g} ms")
+            axis.plot([one.batch for one in mine], values, "o-", label=label)
     titles = (("Throughput", "seconds of audio per second"), (f"p95 with {clients} clients", "seconds"))
     sizes = sorted({one.batch for one in settings})
     for axis, (title, label) in zip(axes, titles, strict=True):
@@ -90,11 +98,11 @@ def report(settings: list[Setting]) -> str:
         ratio = Found(one.name, per_round(one.rates, first.rates))
         figures = [Found(one.name, tuple(values)).median for values in (one.rates, one.p95, one.lone)]
         p95 = Found(one.name, per_round(one.p95, first.p95)).median
-        rows.append(
-            [one.batch, f"{one.wait_ms:g}", *(f"{value:.2f}" for value in figures), f"{ratio.median:.2f}x", f"{p95:.2f}x"]
-        )
+        setting = [one.runners or "", one.batch, f"{one.wait_ms:g}"]
+        rows.append([*setting, *(f"{value:.2f}" for value in figures), f"{ratio.median:.2f}x", f"{p95:.2f}x"])
         ratios.append(f"{one.name} {ratio.median:.2f}")
-    head = ["B", "wait, ms", "audio s/s", "p95, s", "lone client, s", f"throughput beside {first.name}", "p95 beside it"]
+    head = ["runners", "B", "wait, ms", "audio s/s", "p95, s", "lone client, s"]
+    head += [f"throughput beside {first.name}", "p95 beside it"]
     return f"{table(head, rows)}\n\nratios of throughput to {first.name}: {'; '.join(ratios)}"
 
 
@@ -110,7 +118,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     models_dir = models_folder(args.models_dir, [args.model], folder / "models")
     paths = write_corpus(folder / "audio", [args.seconds] * args.clients * args.each)
     files = [pcm_file(path) for path in paths]
-    settings = [Setting(batch, wait) for wait in args.waits for batch in args.batches]
+    settings = [Setting(*each) for each in itertools.product(args.runners, args.batches, args.waits)]
     ours = Ours(folder / "data", models_dir)
     right: list[str] = []
     try:
@@ -136,6 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo", choices=MODELS)
     parser.add_argument("--models-dir", type=Path, help="folder of real or random models, one sub-folder per name")
+    parser.add_argument("--runners", nargs="+", type=int, default=[0], help="0: the worker's own choice")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 2, 4, 8, 16])
     parser.add_argument("--waits", nargs="+", type=float, default=[0.0, 20.0, 100.0], help="milliseconds")
     parser.add_argument("--clients", type=int, default=16)

@@ -186,10 +186,14 @@ def running(client: httpx.Client, model: str) -> Iterator[Callable[[], bool]]:
     answer.raise_for_status()
     address = f"/transcribe/{answer.json()['job_id']}"
 
-    def at_work() -> bool:
-        return bool(client.get(f"{address}/status").raise_for_status().json()["status"] == "running")
+    def view() -> dict[str, Any]:
+        told: dict[str, Any] = client.get(f"{address}/status").raise_for_status().json()
+        return told
 
-    wait_for(at_work, READY_S, "the long file's start")
+    def at_work() -> bool:
+        return bool(view()["status"] == "running")
+
+    wait_for(lambda: view()["stage"] == "transcribe", READY_S, "the long file's first windows")  # they weigh more than VAD
     try:
         yield at_work
     finally:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openvino
 import torchaudio
 import whisperx.alignment
 
 from app.engine.alignment import ctc
 from app.engine.alignment.emissions import Emissions
+from app.engine.alignment.kept import Kept, Labels, Shelf
 from app.engine.alignment.sentences import SPLITTER
 from app.engine.alignment.words import Timed, labels_of, sentences
 from app.engine.vad import RATE, samples
@@ -29,11 +31,10 @@ SHORTEST = RATE // 10
 
 @dataclass(frozen=True)
 class Model:
-    """An alignment model. ``labels``: character to column of the emissions; ``blank``: the column of no character."""
+    """An alignment model."""
 
     emissions: Emissions
-    labels: dict[str, int]
-    blank: int
+    labels: Labels
 
     def timed(self, audio: np.ndarray, said: dict[int, str]) -> dict[int, Timed] | None:
         """When each character is heard, by its place in the text; ``said`` as :func:`labels_of` gives it.
@@ -43,9 +44,10 @@ class Model:
         seconds = len(audio) / RATE
         emissions = self.emissions(audio[: int(seconds * RATE)])  # as WhisperX cuts it: one sample less for some lengths
         spelt = "".join(said.values())  # a few characters become two in lower case
-        if any(label not in self.labels for label in spelt):
-            emissions = ctc.with_wildcard(emissions, self.blank)
-        spans = ctc.force(emissions, [self.labels.get(label, -1) for label in spelt], self.blank)
+        columns, blank = self.labels.columns, self.labels.blank
+        if any(label not in columns for label in spelt):
+            emissions = ctc.with_wildcard(emissions, blank)
+        spans = ctc.force(emissions, [columns.get(label, -1) for label in spelt], blank)
         if spans is None:
             return None
         frame_s = seconds / len(emissions)
@@ -73,7 +75,7 @@ class Aligner:
         """
         model, spaced = self._model(language), language not in whisperx.alignment.LANGUAGES_WITHOUT_SPACES
         text, offset = segment["text"], segment["start"]
-        said = labels_of(text, model.labels, spaced=spaced)
+        said = labels_of(text, model.labels.columns, spaced=spaced)
         audio = samples(pcm, offset, segment["end"])
         if not said or len(audio) == 0:
             return [{**segment, "words": []}]
@@ -92,6 +94,9 @@ class Aligner:
 
     def _load(self, language: str) -> Model:
         name, folder = self._source(language)
+        shelf = self._shelf(name, folder, language)
+        if (found := self._kept(shelf)) is not None:
+            return found
         try:
             model, metadata = whisperx.alignment.load_align_model(
                 language, self._device, model_name=name, model_dir=folder, model_cache_only=self._setup.offline
@@ -99,10 +104,42 @@ class Aligner:
         except Exception as error:
             log.warning("alignment model for %s could not be loaded: %s", language, error)
             raise _missing(language) from error
-        labels: dict[str, int] = metadata["dictionary"]
-        blank = labels.get("<pad>", labels.get("[pad]", 0))
-        emissions = Emissions(model, self._device, runners=self._setup.runners, threads=self._setup.threads)
-        return Model(emissions, labels, blank)
+        columns: dict[str, int] = metadata["dictionary"]
+        labels = Labels(columns, columns.get("<pad>", columns.get("[pad]", 0)))
+
+        def keep(runtime: str, converted: openvino.Model) -> None:
+            if shelf is not None:
+                shelf.save(Kept(runtime, labels, converted))
+
+        at_once = {"runners": self._setup.runners, "threads": self._setup.threads}
+        return Model(Emissions(model, self._device, **at_once, on_converted=keep), labels)
+
+    def _kept(self, shelf: Shelf | None) -> Model | None:
+        """The aligner as an earlier worker has converted it, if that can be used."""
+        kept = shelf.load() if shelf is not None else None
+        if shelf is None or kept is None:
+            return None
+        try:
+            at_once = {"runners": self._setup.runners, "threads": self._setup.threads}
+            return Model(Emissions.converted(kept.runtime, kept.model, **at_once), kept.labels)
+        except Exception:  # of the many kinds that a runtime knows
+            log.warning("an aligner that was kept on disk cannot be run; it is made again", exc_info=True)
+            shelf.forget()
+            return None
+
+    def _shelf(self, name: str | None, folder: str | None, language: str) -> Shelf | None:
+        """Where the aligner is kept as it is computed with; only those for a CPU are."""
+        if self._device != "cpu" or not self._setup.encoders_dir:
+            return None
+        name = name or whisperx.alignment.DEFAULT_ALIGN_MODELS_TORCH.get(language)
+        name = name or whisperx.alignment.DEFAULT_ALIGN_MODELS_HF.get(language, language)
+        if folder is None:
+            source = Path(name)
+        elif name in torchaudio.pipelines.__all__:
+            source = Path(folder) / getattr(torchaudio.pipelines, name)._path
+        else:
+            source = Path(folder) / f"models--{name.replace('/', '--')}" / "snapshots"
+        return Shelf(Path(self._setup.encoders_dir), source)
 
     def _source(self, language: str) -> tuple[str | None, str | None]:
         """``model_name`` and ``model_dir`` for WhisperX: a local folder, or its default model and our cache."""

@@ -24,6 +24,7 @@ from app.engine.encoders.runtime import limits
 log = logging.getLogger("stenopool.engine")
 
 Run = Callable[[np.ndarray], np.ndarray]
+OnConverted = Callable[[str, openvino.Model], None]
 
 TRIAL_SAMPLES = 48_000
 """Samples of audio that decide: three seconds."""
@@ -43,58 +44,81 @@ class Emissions:
     """One model on its runtime; calls may come from several threads at once, and do not wait for each other.
 
     ``model`` takes (1, samples) at 16 kHz and gives logits in ``.logits`` (transformers) or first (torchaudio). ``runners``
-    calls are made at once, each on ``threads`` threads. ``runtime`` says what was chosen, once it was.
+    calls are made at once, each on ``threads`` threads. ``runtime`` says what was chosen, once it was. Where that is one of
+    OpenVINO's, ``on_converted(runtime, model)`` is called once.
     """
 
-    def __init__(self, model: torch.nn.Module, device: str, *, runners: int, threads: int) -> None:
+    def __init__(
+        self, model: torch.nn.Module, device: str, *, runners: int, threads: int, on_converted: OnConverted | None = None
+    ) -> None:
         self.runtime = ""
         self._model, self._device = _Logits(model).eval(), device
-        self._limits = limits(runners, threads)
+        self._limits, self._on_converted = limits(runners, threads), on_converted
         self._run: Run | None = None
         self._choosing = threading.Lock()
 
+    @classmethod
+    def converted(cls, runtime: str, model: openvino.Model, *, runners: int, threads: int) -> Emissions:
+        """Of what ``on_converted`` was given in another process.
+
+        Raises:
+            Exception: OpenVINO cannot run it here; of many kinds.
+        """
+        made = cls(torch.nn.Identity(), "cpu", runners=runners, threads=threads)  # nothing is asked of torch
+        run = _OpenVino(model, made._limits).run
+        run(np.zeros(EXAMPLE_SAMPLES, np.float32))
+        made.runtime, made._run = runtime, run
+        return made
+
     def __call__(self, audio: np.ndarray) -> np.ndarray:
         """Natural-log probabilities, float32 (frames, labels), of float32 samples at 16 kHz."""
-        if self._run is None:
-            with self._choosing:
-                if self._run is None:
-                    self._run = self._choose(np.resize(audio, TRIAL_SAMPLES))
-        return _log_softmax(self._run(audio))
+        return _log_softmax((self._run or self._chosen(audio))(audio))
 
-    def _choose(self, audio: np.ndarray) -> Run:
-        """The first runtime that keeps what torch says of ``audio``, and is faster."""
+    def _chosen(self, audio: np.ndarray) -> Run:
+        """The runtime that the first caller found to be best; the others wait for it, but not for the disk."""
+        converted = None
+        with self._choosing:
+            if self._run is None:
+                self._run, converted = self._choose(np.resize(audio, TRIAL_SAMPLES))
+        if converted is not None and self._on_converted is not None:
+            self._on_converted(self.runtime, converted)
+        return self._run
+
+    def _choose(self, audio: np.ndarray) -> tuple[Run, openvino.Model | None]:
+        """The first runtime that keeps what torch says of ``audio``, and is faster; and what was converted for it."""
         reference = partial(_in_torch, self._model, self._device)
         if self._device == "cpu":
             expected = np.exp(_log_softmax(reference(audio)))
             limit_s = _seconds(reference, audio)
-            for name, run in self._candidates() if limit_s > QUICK_S else ():
-                if _serves(name, run, audio, expected, limit_s):
+            for name, model in self._candidates() if limit_s > QUICK_S else ():
+                run = self._serving(name, model, audio, expected, limit_s)
+                if run is not None:
                     self.runtime = name
                     del self._model  # the converted one has weights of its own
-                    return run
+                    return run, model
         self.runtime = "torch"
-        return reference
+        return reference, None
 
-    def _candidates(self) -> Iterator[tuple[str, Run]]:
+    def _candidates(self) -> Iterator[tuple[str, openvino.Model]]:
         """Runtimes for a CPU, the fastest first; none where the model cannot be converted."""
         try:
             model = _converted(self._model)
-            yield "openvino-int8", _OpenVino(quantized(model), self._limits).run
-            yield "openvino", _OpenVino(model, self._limits).run
+            yield "openvino-int8", quantized(model)
+            yield "openvino", model
         except Exception:  # of the many kinds that a converter knows
             log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
 
-
-def _serves(name: str, run: Run, audio: np.ndarray, expected: np.ndarray, limit_s: float) -> bool:
-    """Whether a runtime works at all, says what is expected, and takes less than ``limit_s`` seconds."""
-    try:
-        deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
-        took_s = _seconds(run, audio)
-    except Exception:  # of the many kinds that a runtime knows
-        log.warning("the aligner could not be run by %s", name, exc_info=True)
-        return False
-    log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
-    return deviation <= MOST_DEVIATION and took_s < limit_s
+    def _serving(self, name: str, model: openvino.Model, audio: np.ndarray, expected: np.ndarray, limit_s: float) -> Run | None:
+        """The model compiled, if it works at all, says what is expected, and takes less than ``limit_s`` seconds."""
+        try:
+            run = _OpenVino(model, self._limits).run
+            deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
+            took_s = _seconds(run, audio)
+        except Exception:  # of the many kinds that a runtime knows
+            log.warning("the aligner could not be run by %s", name, exc_info=True)
+            return None
+        log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
+        return run if deviation <= MOST_DEVIATION and took_s < limit_s else None
 
 
 class _Logits(torch.nn.Module):

@@ -36,14 +36,20 @@ FORMAT = 2
 
 def key(model: Path, machine: Machine) -> str:
     """Of everything that a choice depends on: the weights, the processor, the threads, the libraries."""
-    digest = hashlib.sha256()
-    with open(model, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    about = asdict(machine) | {"cpu": _processor(), "cores": os.cpu_count(), "format": FORMAT}
+    found = digest(model)
+    about = asdict(machine) | {"cpu": processor(), "cores": os.cpu_count(), "format": FORMAT}
     about |= {"openvino": openvino.__version__, "ctranslate2": ctranslate2.__version__}
-    digest.update(json.dumps(about, sort_keys=True).encode())
-    return digest.hexdigest()[:32]
+    found.update(json.dumps(about, sort_keys=True).encode())
+    return found.hexdigest()[:32]
+
+
+def digest(path: Path) -> hashlib._Hash:
+    """SHA-256 of a file's content so far: more can be added."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found
 
 
 def load(folder: Path, name: str) -> Choice | None:
@@ -109,7 +115,8 @@ def scratch(folder: Path, size: int) -> Iterator[Path]:
         yield Path(made)
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the CPU, as far as the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -39,7 +39,8 @@ def stock(
 def ours(engine: SimpleNamespace, text: str, logits: np.ndarray, language: str, labels: dict[str, int]) -> list[dict[str, Any]]:
     spaced = language not in ("ja", "zh")
     said = engine.alignment.words.labels_of(text, labels, spaced=spaced)
-    model = engine.alignment.aligner.Model(lambda _: engine.alignment.emissions._log_softmax(logits), labels, 0)
+    known = engine.alignment.kept.Labels(labels, 0)
+    model = engine.alignment.aligner.Model(lambda _: engine.alignment.emissions._log_softmax(logits), known)
     times = model.timed(np.zeros(len(logits) * 320, np.float32), said) if said else None
     if times is None:
         return [{"text": text, "start": 0.0, "end": len(logits) * 320 / 16_000, "words": []}]
