@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     streams: int = _own(
         "STREAMS",
         0,
-        "Jobs that a worker runs at once, sharing weights and batches. 0: 2 per core, 8 at most, and short ones up to 16.",
+        "Jobs that one worker runs at once, sharing weights and batches. 0: 2 per core, 8 at most, or as fill batches, 16.",
         ge=0,
     )
     runners: int = _own(
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     ping_timeout_s: float = _own("PING_TIMEOUT_S", 15.0, "Seconds without an answer after which a worker is killed.", gt=0)
     setup_timeout_s: float = _own("SETUP_TIMEOUT_S", 900.0, "Seconds that starting a worker may take, download included.", gt=0)
     job_timeout_s: float = _own("JOB_TIMEOUT_S", 120.0, "Seconds that any job may run, plus JOB_TIMEOUT_FACTOR.", gt=0)
-    job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 10.0, "Seconds of run time allowed per second of audio.", ge=0)
+    job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 20.0, "Seconds of run time allowed per second of audio.", ge=0)
     max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
 
     # -- several machines
@@ -248,15 +248,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def stream_count(self) -> int:
-        """Jobs at once per worker: as set, else two per core, 8 at most, and on one machine as many as fill all batches, 16."""
-        fill = 0 if self.engine == "celery" else min(self._runners * self.batch_size, 16)
-        wanted = self.streams or max(min(2 * self.cores, 8), fill)
+        """Jobs at once per worker: as set, else two per core, 8 at most, or as many as fill all batches, 16 at most."""
+        wanted = self.streams or max(min(2 * self.cores, 8), min(self._runners * self.batch_size, 16))
         return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
-
-    @property
-    def long_count(self) -> int:
-        """Jobs of more than a minute at once per worker; the other places are for short ones."""
-        return self.stream_count if self.streams else min(2 * self.cores, 8, self.stream_count)
 
     @cached_property
     def runner_count(self) -> int:

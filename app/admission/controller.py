@@ -87,10 +87,11 @@ class Controller(Turns):
         if not self.limits.queued and not self.memory.fits(self._needed(ask)):
             next_end_s = min(map(self._left_of, self.running), default=1.0) / self._share()
             return max(1.0, next_end_s)  # nobody may wait, not for memory either
-        if self.has_place(ask.is_long) if self.limits.queued else len(self.inside) < self.limits.running:
+        places = self.places()
+        if len(self.inside) < (places if self.limits.queued else self.limits.running):
             return 0.0
-        idle = self.idle_places(ask.is_long) if self.limits.queued else 0
-        return self.bounds.shortage_s(ask, self.wait_s(ask.is_long), self.streams(), idle)
+        idle = max(0, places - len(self.running)) if self.limits.queued else 0
+        return self.bounds.shortage_s(ask, self.wait_s(), self.streams(), idle)
 
     def _needed(self, ask: Ask) -> int:
         """Bytes for it and for those before it that have taken none yet."""
@@ -114,7 +115,7 @@ class Controller(Turns):
         return expected
 
     def _full(self, ask: Ask, come_back_s: float) -> StenopoolError:
-        return refusals.full(self.what, ask, self.limits, come_back_s, self.wait_s(ask.is_long), self.bounds.total.count)
+        return refusals.full(self.what, ask, self.limits, come_back_s, self.wait_s(), self.bounds.total.count)
 
     def _ticket(self, ask: Ask) -> Ticket:
         return Ticket(ask, f"{self.what}-{self._number}", self._now(), ask.seconds, ask.bytes, ask.audio_s)

@@ -6,10 +6,10 @@ from app.admission.ticket import Phase, Ticket
 
 
 class Tally:
-    """``bytes`` that all inside want, ``held`` by those at work; how many of them are ``long``; how many wait in each lane."""
+    """``bytes`` that all inside want, ``held`` by those at work; how many wait for a turn in each lane."""
 
     def __init__(self) -> None:
-        self.bytes = self.held = self.long = self._long_at_work = self._may_pass = 0
+        self.bytes = self.held = 0
         self._waiting: dict[str, int] = {}
 
     def add(self, ticket: Ticket) -> None:
@@ -26,14 +26,6 @@ class Tally:
         ticket.phase = phase
         self.add(ticket)
 
-    def is_one_too_long(self, ticket: Ticket, most: int) -> bool:
-        """Whether it is long, and ``most`` such are at work (0: as many as there are). A second attempt is never refused."""
-        return bool(most) and ticket.is_long and not ticket.solo and self._long_at_work >= most
-
-    def only_long_wait(self, most: int) -> bool:
-        """Whether each of those who wait is one too long: there may be thousands."""
-        return bool(most) and self._long_at_work >= most and not self._may_pass
-
     @property
     def lanes(self) -> frozenset[str]:
         """Where somebody waits."""
@@ -41,10 +33,7 @@ class Tally:
 
     def _count(self, ticket: Ticket, sign: int) -> None:
         self.bytes += sign * ticket.bytes
-        self.long += sign * ticket.is_long
-        self._long_at_work += sign * (ticket.is_long and ticket.phase is Phase.RUNNING)
         if ticket.phase is Phase.WAITING:
-            self._may_pass += sign * (ticket.solo or not ticket.is_long)
             lane = ticket.ask.lane
             self._waiting[lane] = self._waiting.get(lane, 0) + sign
             if not self._waiting[lane]:

@@ -42,10 +42,6 @@ class Count:
         return None
 
 
-SHORT_S = 60.0
-"""Audio of short jobs, in seconds at most: one or two windows, which share batches with those of others."""
-
-
 @dataclass(frozen=True)
 class Ask:
     """What one request wants.
@@ -65,11 +61,6 @@ class Ask:
     within_s: float | None = None
     fingerprint: str = ""
     quota: Quota = NO_QUOTA
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it takes more than a window or two."""
-        return self.audio_s > SHORT_S
 
 
 class Phase(Enum):
@@ -111,11 +102,6 @@ class Ticket:
         """Whose it is."""
         return self.ask.key
 
-    @property
-    def is_long(self) -> bool:
-        """Whether it takes more than a window or two."""
-        return self.audio_s > SHORT_S
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -138,7 +124,6 @@ class Limits:
     For those who come back when they were told to, and for keys that have little in line, both may be a quarter more, and in
     a short line up to a half. A job that memory kept from starting for ``large_wait_s`` seconds lets nobody pass any more.
     With several keys about, one of them may fill the line up to ``share`` times the room that is left over.
-    Where ``long`` is not 0, only so many of those running may be long (:data:`SHORT_S`): side by side they would all end late.
     """
 
     running: int
@@ -147,4 +132,3 @@ class Limits:
     large_wait_s: float = 30.0
     share: float = 2.0
     parallel: int = 0
-    long: int = 0

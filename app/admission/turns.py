@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 from app.admission.bounds import Bounds
+from app.admission.fair import FairLine
+from app.admission.forecast import place_of, starts
 from app.admission.ledger import Ledger
-from app.admission.outlook import MIN_LEFT_SHARE, Outlook
 from app.admission.promises import Promises
-from app.admission.ticket import Limits, OnTurn, Phase, Seats, Ticket
+from app.admission.tally import Tally
+from app.admission.ticket import Estimate, Limits, OnTurn, Phase, Seats, Ticket
 from app.errors import StenopoolError
 from app.work import Blocked
 
+MIN_LEFT_SHARE = 0.1
+MANY = 256
+RECOUNT_S = 1e-4
+"""Of more than ``MANY`` inside: seconds for each of them between two counts of the wait; a hundredth of a core at most."""
 
-class Turns(Outlook):
+
+class Turns:
     """Those inside: who waits, who runs, who may start. :class:`app.admission.controller.Controller` lets them in."""
 
     def __init__(
@@ -26,10 +34,16 @@ class Turns(Outlook):
         now: Callable[[], float],
         jitter: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        super().__init__(limits, memory, now)
-        self._seats = seats
+        self.limits, self.memory = limits, memory
+        self._seats, self._now = seats, now
         self.promises = Promises(now, jitter)
         self.bounds = Bounds(limits, self.promises, now)
+        self.line: FairLine[Ticket] = FairLine()
+        self.inside: dict[Ticket, None] = {}  # sets, but in order
+        self.running: dict[Ticket, None] = {}
+        self._front: list[Ticket] = []
+        self._tally = Tally()
+        self._counted_at, self._counted = -math.inf, (0.0, 0.0)
         self._blocked: dict[Ticket, None] = {}
         self._pumping = self._wanted = False
         self.most_bytes = memory.budget
@@ -45,7 +59,7 @@ class Turns(Outlook):
         if running < 1:
             raise ValueError("no place is left")
         self.limits = self.bounds.limits = replace(self.limits, running=running, parallel=parallel)
-        self._counted.clear()
+        self._counted_at = -math.inf
         self.pump()
 
     def wait(self, ticket: Ticket, on_turn: OnTurn) -> None:
@@ -112,8 +126,7 @@ class Turns(Outlook):
         for ticket in self._in_order():
             if self._is_shut() or busy >= wanted:
                 return
-            unready = ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays)
-            if unready or self._tally.is_one_too_long(ticket, self.limits.long):
+            if ticket.phase is not Phase.WAITING or ticket.ask.lane in busy or (self.draining and ticket.stays):
                 continue
             aged = self._aged(ticket)
             # models that others wait for are not evicted, or two would take turns at being loaded; until it is time
@@ -131,8 +144,7 @@ class Turns(Outlook):
                 somebody_blocked = self._note_block(ticket)  # only the first one ages: the others wait for their turn anyway
 
     def _is_shut(self) -> bool:
-        full = len(self.running) >= self.limits.running
-        return self.paused or full or self._tally.only_long_wait(self.limits.long)
+        return self.paused or len(self.running) >= self.limits.running
 
     def _in_order(self) -> Iterator[Ticket]:
         """Second attempts, then those that memory has kept waiting for too long, then fair turns."""
@@ -212,3 +224,73 @@ class Turns(Outlook):
     def _forget_block(self, ticket: Ticket) -> None:
         ticket.blocked_since = None
         self._blocked.pop(ticket, None)
+
+    def estimate(self, ticket: Ticket) -> Estimate:
+        """Position, start and end of a ticket, if every prediction holds."""
+        if ticket.phase is Phase.RUNNING:
+            return Estimate(0, 0.0, self._left_of(ticket))
+        order = [*self._front, *self.line.in_order()]
+        expected = place_of(ticket, order, self._lefts(self.running), self.streams())
+        places, slower = self.places(), self._slower()
+        lefts = (slower * left for left in self._lefts(self.running))
+        *_, start_s = starts(lefts, places, (slower * one.seconds for one in order[: expected.position]))
+        return replace(expected, start_s=start_s + ticket.ask.load_s)  # a place comes before its full share of the streams
+
+    def ends_of(self, key: str) -> list[tuple[float, float]]:
+        """When each job of ``key`` will probably end, in seconds from now, and how many seconds of audio it is."""
+        order = [*self._front, *self.line.in_order()]
+        begin = starts(self._lefts(self.running), self.streams(), (one.seconds for one in order))
+        ends = [(self._left_of(one), one.audio_s) for one in self.running if one.key == key]
+        return ends + [(at + one.seconds, one.audio_s) for one, at in zip(order, begin, strict=False) if one.key == key]
+
+    def streams(self) -> int:
+        """How many make progress at a time, as if each had a stream of its own."""
+        return min(self.limits.parallel or self.limits.running, self.places())
+
+    def places(self) -> int:
+        """How many may run at once: as many as there are places, or as jobs like those inside fit into memory."""
+        amount = self._tally.bytes
+        if not amount:
+            return self.limits.running
+        room = self.memory.free + self._tally.held
+        return max(1, len(self.running), min(self.limits.running, room * len(self.inside) // amount))
+
+    def wait_s(self) -> float:
+        """Seconds until somebody at the end of the line would start.
+
+        Of many it is counted afresh a few times a second only, and moves with the work in line meanwhile.
+        """
+        if len(self.inside) <= MANY:
+            return self._count_wait_s()
+        now, waiting_s = self._now(), self.bounds.total.seconds
+        if now - self._counted_at >= RECOUNT_S * len(self.inside):
+            self._counted_at, self._counted = now, (self._count_wait_s(), waiting_s)
+        counted_s, then_s = self._counted
+        return max(0.0, counted_s + (waiting_s - then_s) / self.streams())
+
+    def _count_wait_s(self) -> float:
+        slower = self._slower()
+        waiting = (slower * one.seconds for one in self.inside if one.phase is not Phase.RUNNING)
+        *_, last = starts((slower * left for left in self._lefts(self.running)), self.places(), waiting)
+        return last
+
+    def _left_of(self, ticket: Ticket) -> float:
+        """Seconds of work that a running ticket still takes."""
+        return self._lefts([ticket])[0]
+
+    def _lefts(self, running: Iterable[Ticket]) -> list[float]:
+        """The same of each of them; in one go, because there may be thousands."""
+        now, share = self._now(), self._share()
+        return [max(one.seconds - (now - one.started_at) * share, MIN_LEFT_SHARE * one.seconds) for one in running]
+
+    def _worked_s(self, ticket: Ticket) -> float:
+        """Seconds of work that a running ticket has got, if as many as now have shared the streams all the time."""
+        return (self._now() - ticket.started_at) * self._share()
+
+    def _slower(self) -> float:
+        """How many times longer a job takes where every place is taken, than with a stream of its own."""
+        return self.places() / self.streams()
+
+    def _share(self) -> float:
+        """The part of a stream that each of those running has."""
+        return min(1.0, (self.limits.parallel or self.limits.running) / max(1, len(self.running)))

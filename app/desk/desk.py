@@ -75,11 +75,10 @@ class Desk(Bills):
         queue_s = settings.max_queue_s if waiting else 0.0
         at_once = self._at_once()
         parallel = min(at_once, settings.runner_count * settings.worker_count)
-        long = 0 if elsewhere or not waiting else min(at_once, settings.long_count * settings.worker_count)
-        limits = Limits(at_once, waiting, queue_s, settings.large_wait_s, parallel=parallel, long=long)
+        limits = Limits(at_once, waiting, queue_s, settings.large_wait_s, parallel=parallel)
         self.jobs = Controller("transcriptions", limits, elsewhere or self._ledger, pool, now, jitter)
         count = Count(pool.make_room)
-        media = replace(limits, running=settings.max_media_jobs, parallel=0, long=0)
+        media = replace(limits, running=settings.max_media_jobs, parallel=0)
         self.media = Controller("extractions", media, self._ledger, count, now, jitter)
         self.downloads = Controller(
             "downloads", replace(media, running=settings.max_downloads), self._ledger, count, now, jitter

@@ -141,15 +141,9 @@ def test_streams_and_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.thread_count == max(1, settings.cores // 2)
 
 
-@pytest.mark.parametrize(
-    ("cores", "batch", "streams", "long"), [(1, 4, 4, 2), (2, 4, 8, 4), (2, 1, 4, 4), (4, 4, 16, 8), (16, 8, 16, 8)]
-)
-def test_jobs_at_once_fill_the_batches_and_two_per_core_may_be_long(
-    monkeypatch: pytest.MonkeyPatch, cores: int, batch: int, streams: int, long: int
-) -> None:
+@pytest.mark.parametrize(("cores", "batch", "streams"), [(1, 4, 4), (2, 4, 8), (2, 1, 4), (4, 4, 16), (16, 8, 16)])
+def test_jobs_at_once_fill_the_batches(monkeypatch: pytest.MonkeyPatch, cores: int, batch: int, streams: int) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr("app.cgroups.cpu_quota", lambda: None)
-    settings = Settings(batch_size=batch)
-    assert (settings.stream_count, settings.long_count) == (streams, long)
-    chosen = Settings(batch_size=batch, streams=3)
-    assert (chosen.stream_count, chosen.long_count) == (3, 3)
+    assert Settings(batch_size=batch).stream_count == streams
+    assert Settings(batch_size=batch, streams=3).stream_count == 3

@@ -122,9 +122,10 @@ class Aligner:
         try:
             at_once = {"runners": self._setup.runners, "threads": self._setup.threads}
             return Model(Emissions.converted(kept.runtime, kept.model, **at_once), kept.labels)
-        except Exception:  # of the many kinds that a runtime knows
+        except Exception as error:  # of the many kinds that a runtime knows
             log.warning("an aligner that was kept on disk cannot be run; it is made again", exc_info=True)
-            shelf.forget()
+            if not isinstance(error, MemoryError):
+                shelf.forget()
             return None
 
     def _shelf(self, name: str | None, folder: str | None, language: str) -> Shelf | None:

@@ -69,17 +69,18 @@ class Shelf:
     def load(self) -> Kept | None:
         """What was kept; None where there is nothing that can be used."""
         place = self._place
-        if not self._seen or not place.is_dir():
-            return None
         try:
+            if not self._seen or not place.is_dir():
+                return None
             about = json.loads((place / _ABOUT).read_text())
             if about["files"] != _digests(place):
                 raise ValueError("its files are not what was written")
             labels = Labels({str(label): int(column) for label, column in about["columns"].items()}, int(about["blank"]))
             return Kept(str(about["runtime"]), labels, openvino.Core().read_model(place / _GRAPH))
-        except Exception:  # of the many kinds that files and a runtime know
-            log.warning("what was kept of an aligner is damaged; it is made again", exc_info=True)
-            self.forget()
+        except Exception as error:  # of the many kinds that files and a runtime know
+            log.warning("what was kept of an aligner cannot be used; it is made again", exc_info=True)
+            if isinstance(error, FileNotFoundError) or not isinstance(error, OSError | MemoryError):
+                self.forget()  # it is damaged
             return None
 
     def save(self, kept: Kept) -> None:

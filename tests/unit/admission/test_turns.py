@@ -18,30 +18,15 @@ class Desk(Controller):
     """With a clock to turn; ``turns`` is who was told what, in order."""
 
     def __init__(
-        self,
-        *,
-        running: int = 4,
-        memory: int = 100,
-        seats: Seats | None = None,
-        large_wait_s: float = 30.0,
-        parallel: int = 0,
-        long: int = 0,
+        self, *, running: int = 4, memory: int = 100, seats: Seats | None = None, large_wait_s: float = 30.0, parallel: int = 0
     ) -> None:
         self.time = 0.0
         self.turns: list[tuple[Ticket, Any]] = []
-        limits = Limits(running, 1000, 1e6, large_wait_s, parallel=parallel, long=long)
+        limits = Limits(running, 1000, 1e6, large_wait_s, parallel=parallel)
         super().__init__("jobs", limits, Ledger(memory), seats or Count(), lambda: self.time)
 
-    def comes(
-        self,
-        amount: int = 0,
-        seconds: float = 10.0,
-        key: str = "key",
-        lane: str = "model",
-        worker: int = 0,
-        audio_s: float = 0.0,
-    ) -> Ticket:
-        ticket = self.join(Ask(key, lane, seconds, amount, audio_s, worker_bytes=worker))
+    def comes(self, amount: int = 0, seconds: float = 10.0, key: str = "key", lane: str = "model", worker: int = 0) -> Ticket:
+        ticket = self.join(Ask(key, lane, seconds, amount, worker_bytes=worker))
         self.waits(ticket)
         return ticket
 
@@ -464,12 +449,8 @@ def test_of_a_great_many_the_wait_is_counted_now_and_then_and_right_all_the_time
     desk = Desk(running=200)
     tickets = [desk.comes(seconds=10.0 + number % 7) for number in range(600)]
     counted: list[float] = []
-    count = desk._count_wait_s
-
-    def exact() -> float:
-        return count(False)
-
-    desk._count_wait_s = lambda is_long: counted.append(count(is_long)) or counted[-1]  # type: ignore[method-assign,func-returns-value]
+    exact = desk._count_wait_s
+    desk._count_wait_s = lambda: counted.append(exact()) or counted[-1]  # type: ignore[method-assign,func-returns-value]
     wrong = []
     for number in range(400):
         desk.passes(0.05)
