@@ -63,12 +63,12 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
         """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""
         audio = audio[:N_SAMPLES]
-        frames = min(
-            -(-(len(audio) + N_FFT) // HOP_LENGTH), N_SAMPLES // HOP_LENGTH
-        )  # the last one is silent, or there is none
+        # up to the first silent frame; all that follow are equal to it
+        whole = N_SAMPLES // HOP_LENGTH
+        frames = min(-(-(len(audio) + N_FFT) // HOP_LENGTH), whole)
         padding = frames * HOP_LENGTH - len(audio)
         mel: np.ndarray = log_mel_spectrogram(audio, n_mels=self.model.n_mels, padding=padding).numpy()
-        return np.pad(mel, ((0, 0), (0, N_SAMPLES // HOP_LENGTH - frames)), mode="edge")  # as every silent frame is
+        return np.pad(mel, ((0, 0), (0, whole - frames)), mode="edge")
 
     def encoded(self, mels: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Encoder output, (1500, width), of each window of (mels, 3000) features, in order.
