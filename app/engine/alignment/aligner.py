@@ -63,6 +63,7 @@ class Aligner:
         self._setup = setup
         self._device = device
         self._models: dict[str, Model] = {}
+        self._at_once = {"runners": setup.runners, "threads": setup.threads}
         self._lock = threading.Lock()
 
     def align(self, pcm: np.ndarray, segment: dict[str, Any], language: str) -> list[dict[str, Any]]:
@@ -93,9 +94,10 @@ class Aligner:
             return self._models[key]
 
     def _load(self, language: str) -> Model:
-        name, folder = self._source(language)
-        shelf = self._shelf(name, folder, language)
-        if (found := self._kept(shelf)) is not None:
+        name, folder, files = self._source(language)
+        kept_on_disk = self._device == "cpu" and self._setup.encoders_dir  # those for a GPU are not converted
+        shelf = Shelf(Path(self._setup.encoders_dir), files) if kept_on_disk else None
+        if shelf is not None and (found := self._kept(shelf)) is not None:
             return found
         try:
             model, metadata = whisperx.alignment.load_align_model(
@@ -111,49 +113,37 @@ class Aligner:
             if shelf is not None:
                 shelf.save(Kept(runtime, labels, converted))
 
-        at_once = {"runners": self._setup.runners, "threads": self._setup.threads}
-        return Model(Emissions(model, self._device, **at_once, on_converted=keep), labels)
+        return Model(Emissions(model, self._device, **self._at_once, on_converted=keep), labels)
 
-    def _kept(self, shelf: Shelf | None) -> Model | None:
+    def _kept(self, shelf: Shelf) -> Model | None:
         """The aligner as an earlier worker has converted it, if that can be used."""
-        kept = shelf.load() if shelf is not None else None
-        if shelf is None or kept is None:
+        kept = shelf.load()
+        if kept is None:
             return None
         try:
-            at_once = {"runners": self._setup.runners, "threads": self._setup.threads}
-            return Model(Emissions.converted(kept.runtime, kept.model, **at_once), kept.labels)
+            return Model(Emissions.converted(kept.runtime, kept.model, **self._at_once), kept.labels)
         except Exception as error:  # of the many kinds that a runtime knows
             log.warning("an aligner that was kept on disk cannot be run; it is made again", exc_info=True)
             if not isinstance(error, MemoryError):
                 shelf.forget()
             return None
 
-    def _shelf(self, name: str | None, folder: str | None, language: str) -> Shelf | None:
-        """Where the aligner is kept as it is computed with; only those for a CPU are."""
-        if self._device != "cpu" or not self._setup.encoders_dir:
-            return None
-        name = name or whisperx.alignment.DEFAULT_ALIGN_MODELS_TORCH.get(language)
-        name = name or whisperx.alignment.DEFAULT_ALIGN_MODELS_HF.get(language, language)
-        if folder is None:
-            source = Path(name)
-        elif name in torchaudio.pipelines.__all__:
-            source = Path(folder) / getattr(torchaudio.pipelines, name)._path
-        else:
-            source = Path(folder) / f"models--{name.replace('/', '--')}" / "snapshots"
-        return Shelf(Path(self._setup.encoders_dir), source)
-
-    def _source(self, language: str) -> tuple[str | None, str | None]:
-        """``model_name`` and ``model_dir`` for WhisperX: a local folder, or its default model and our cache."""
+    def _source(self, language: str) -> tuple[str | None, str | None, Path]:
+        """``model_name`` and ``model_dir`` for WhisperX: a local folder, or its default model and our cache; and its files."""
         if self._setup.aligner_path:
-            return self._setup.aligner_path, None
+            return self._setup.aligner_path, None, Path(self._setup.aligner_path)
         if self._setup.models_dir and (local := Path(self._setup.models_dir) / f"align-{language}").is_dir():
-            return str(local), None
+            return str(local), None, local
         cache = Path(self._setup.hub_dir)
         cache.mkdir(parents=True, exist_ok=True)
         bundle = whisperx.alignment.DEFAULT_ALIGN_MODELS_TORCH.get(language)
-        if bundle and self._setup.offline and not (cache / getattr(torchaudio.pipelines, bundle)._path).is_file():
+        if bundle is None:
+            repo = whisperx.alignment.DEFAULT_ALIGN_MODELS_HF.get(language, language)
+            return None, str(cache), cache / f"models--{repo.replace('/', '--')}" / "snapshots"
+        file = cache / getattr(torchaudio.pipelines, bundle)._path
+        if self._setup.offline and not file.is_file():
             raise _missing(language)
-        return None, str(cache)
+        return None, str(cache), file
 
 
 def _shifted(parent: dict[str, Any], sentence: dict[str, Any], offset: float) -> dict[str, Any]:

@@ -213,19 +213,27 @@ def test_two_workers_that_convert_at_the_same_time_keep_one(
     assert not list(folder.glob("loading-*"))
 
 
-def test_on_a_gpu_nothing_is_kept(engine: SimpleNamespace, folder: Path) -> None:
-    aligner = engine.alignment.Aligner(replace(SETUP, encoders_dir=str(folder)), "cuda:0")
-    assert aligner._shelf(None, "/hub", "en") is None
+def test_on_a_gpu_nothing_is_kept_or_looked_for(
+    engine: SimpleNamespace, make: Make, loads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whisperx = engine.alignment.aligner.whisperx.alignment
+    right = whisperx.load_align_model
+    monkeypatch.setattr(whisperx, "load_align_model", lambda language, device, **named: right(language, "cpu", **named))
+    monkeypatch.setattr(engine.alignment.aligner, "Shelf", lambda *_: pytest.fail("it was"))
+    aligner = make()
+    aligner._device = "cuda:0"
+    assert aligner._model("en").labels.columns
+    assert len(loads) == 1
 
 
-def test_every_kind_of_source_is_looked_for_where_whisperx_puts_it(engine: SimpleNamespace, folder: Path) -> None:
-    aligner = engine.alignment.Aligner(replace(SETUP, encoders_dir=str(folder)), "cpu")
-    local, english, japanese = (
-        aligner._shelf(*given)._source
-        for given in (("/models/align-en", None, "en"), (None, "/hub", "en"), (None, "/hub", "ja"))
-    )
-    assert local == Path("/models/align-en")
-    assert english.parent == Path("/hub")
+def test_every_kind_of_source_is_looked_for_where_whisperx_puts_it(engine: SimpleNamespace, tmp_path: Path) -> None:
+    (tmp_path / "align-en").mkdir()
+    setup = replace(SETUP, aligner_path=None, offline=False, hub_dir=str(tmp_path / "hub"))
+    hub = engine.alignment.Aligner(setup, "cpu")
+    _, _, local = engine.alignment.Aligner(replace(setup, models_dir=str(tmp_path)), "cpu")._source("en")
+    (_, _, english), (_, _, japanese) = hub._source("en"), hub._source("ja")
+    assert local == tmp_path / "align-en"
+    assert english.parent == tmp_path / "hub"
     assert english.suffix in (".pt", ".pth")
-    assert japanese.parts[:2] == ("/", "hub")
-    assert japanese.parts[2].startswith("models--")
+    assert japanese.parent.parent == tmp_path / "hub"
+    assert japanese.parent.name.startswith("models--")
