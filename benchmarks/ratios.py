@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app import cpu
+
 ROUNDS = 5
 """Rounds that a median is taken of, unless told otherwise."""
 
@@ -116,10 +118,6 @@ def cores() -> int:
 
 def conditions() -> dict[str, Any]:
     """Where, when and how a measurement was made."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = lines[0].split(":", 1)[1].strip() if lines else cpu
     main: Any = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", "") or Path(sys.argv[0]).stem
     command = shlex.join(["python", "-m", name if "." in name else f"benchmarks.{name}", *sys.argv[1:]])
@@ -127,7 +125,7 @@ def conditions() -> dict[str, Any]:
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M"),
-        "cpu": cpu,
+        "cpu": cpu.name(),
         "cores": cores(),
         "load_at_start": round(load, 2),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

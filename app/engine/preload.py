@@ -10,6 +10,8 @@ import sys
 import threading
 import warnings
 
+from app import cpu
+
 _threads = threading.active_count()  # where workers are spawned, one has begun to measure memory
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -18,6 +20,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # 1024 kernels of aligners for any length take 300 MB
+if cpu.wide_vectors():
+    os.environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")
 os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # pyannote.audio reports its use to a remote collector by default
 warnings.filterwarnings("ignore")
 

@@ -23,11 +23,13 @@ LEAVES = {
     "durable",
     "rounds",
     "cgroups",
+    "cpu",
 }
 ROOMS = {
     "errors": set(),
     "settings": {"cgroups"},
     "cgroups": set(),
+    "cpu": set(),
     "logs": set(),
     "lock": {"errors"},
     "rounds": set(),

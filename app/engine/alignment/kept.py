@@ -20,6 +20,7 @@ import torch
 import torchaudio
 import transformers
 
+from app import cpu
 from app.durable import sync
 from app.engine.encoders import cache
 
@@ -59,7 +60,7 @@ class Shelf:
 
     @property
     def _prefix(self) -> str:
-        return f"aligner-{_digest(self._source, cache.processor())}-"
+        return f"aligner-{_digest(self._source, cpu.name())}-"
 
     @property
     def _place(self) -> Path:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
@@ -20,6 +19,7 @@ import ctranslate2
 import numpy as np
 import openvino
 
+from app import cpu
 from app.durable import write_durably
 from app.engine.encoders.choice import Choice, Machine
 from app.engine.encoders.int8 import Range
@@ -30,15 +30,19 @@ OLD_S = 3600.0
 """Seconds after which a folder is left over; a load takes less (``STENOPOOL_SETUP_TIMEOUT_S``)."""
 RESERVE_BYTES = 512 << 20
 """Disk that is left to others."""
-FORMAT = 2
+FORMAT = 3
 """To be raised whenever graphs, ranges or the way of choosing change."""
 
 
 def key(model: Path, machine: Machine) -> str:
     """Of everything that a choice depends on: the weights, the processor, the threads, the libraries."""
     found = digest(model)
-    about = asdict(machine) | {"cpu": processor(), "cores": os.cpu_count(), "format": FORMAT}
-    about |= {"openvino": openvino.__version__, "ctranslate2": ctranslate2.__version__}
+    about = asdict(machine) | {"cpu": cpu.name(), "cores": os.cpu_count(), "format": FORMAT}
+    about |= {
+        "openvino": openvino.__version__,
+        "ctranslate2": ctranslate2.__version__,
+        "isa": os.environ.get("CT2_FORCE_CPU_ISA"),
+    }
     found.update(json.dumps(about, sort_keys=True).encode())
     return found.hexdigest()[:32]
 
@@ -113,12 +117,3 @@ def scratch(folder: Path, size: int) -> Iterator[Path]:
         raise OSError(f"no room for {size} bytes while a model is loaded")
     with tempfile.TemporaryDirectory(prefix="loading-", dir=folder) as made:
         yield Path(made)
-
-
-def processor() -> str:
-    """The name of the CPU, as far as the system tells it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

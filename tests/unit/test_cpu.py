@@ -1,0 +1,41 @@
+"""What is read from the system's description of the processor."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+
+from app import cpu
+
+ZEN_4 = "fpu sse4_2 avx2 avx512f avx512dq avx512cd avx512bw avx512vl avx512_bf16 avx512_vnni"
+SKYLAKE = "fpu sse4_2 avx2 avx512f avx512dq avx512cd avx512bw avx512vl"
+
+
+def described(folder: Path, flags: str) -> Path:
+    info = folder / "cpuinfo"
+    info.write_text(
+        f"processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags\t\t: {flags}\n\nprocessor\t: 1\nmodel name\t: Another\n"
+    )
+    return info
+
+
+def test_the_name_is_what_the_system_calls_the_first_core(tmp_path: Path) -> None:
+    assert cpu.name(described(tmp_path, ZEN_4)) == "Some CPU @ 2 GHz"
+
+
+def test_without_a_description_the_platform_names_the_processor_and_no_wide_vectors_are_used(tmp_path: Path) -> None:
+    assert cpu.name(tmp_path / "none") == (platform.processor() or platform.machine())
+    assert not cpu.wide_vectors(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(ZEN_4, True), (SKYLAKE, False), ("fp asimd", False), ("", False)]
+    + [(ZEN_4.replace(f" {flag}", "", 1), False) for flag in ("avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl")],
+)
+def test_wide_vectors_are_used_only_where_all_they_need_is_there_and_they_do_not_lower_the_clock(
+    tmp_path: Path, flags: str, expected: bool
+) -> None:
+    assert cpu.wide_vectors(described(tmp_path, flags)) is expected
