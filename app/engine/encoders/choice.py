@@ -16,7 +16,7 @@ import numpy as np
 import openvino
 
 from app.engine.encoders.graph import Graph, Numbers
-from app.engine.encoders.int8 import DynamicInt8, Int8, Range
+from app.engine.encoders.int8 import DynamicInt8, Int8, Range, group_size
 from app.engine.encoders.runtime import FLOAT32, Encoder, observe
 from app.engine.encoders.weights import Weights
 
@@ -82,9 +82,10 @@ def build(name: str, weights: Weights, ranges: dict[str, Range]) -> openvino.Mod
 
 def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
     """What :func:`build` gave, ready to be called."""
+    width = model.output(0).partial_shape[-1].get_length()
     options: dict[str, dict[str, str]] = {
         INT8: {},
-        DYNAMIC: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": "64"},
+        DYNAMIC: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(width))},
         FLOAT: FLOAT32 if machine.compute_type == "float32" else {},
     }
     return Encoder(model, machine.calls, machine.threads, options[name])

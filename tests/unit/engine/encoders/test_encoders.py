@@ -143,6 +143,26 @@ def test_a_rounded_weight_misses_by_half_a_step_at_most(parts: Parts, rows: list
 
 
 @pytest.mark.parametrize(
+    ("width", "expected"), [(384, 192), (512, 256), (768, 256), (1024, 256), (1280, 256), (448, 64), (100, 32)]
+)
+def test_activations_share_scales_in_the_largest_groups_that_fit_into_the_width(
+    parts: Parts, width: int, expected: int
+) -> None:
+    assert parts.int8.group_size(width) == expected
+
+
+def test_a_dynamic_encoder_runs_with_the_groups_of_its_width(
+    parts: Parts, weights: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts.choice, "Encoder", lambda model, calls, threads, options: options)
+    name = parts.choice.DYNAMIC
+    options = parts.choice.run(name, parts.choice.build(name, weights, {}), parts.choice.Machine(1, 1, "int8"))
+    width = weights.raw("encoder/conv1/bias").shape[0]
+    assert options == {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(parts.int8.group_size(width))}
+    assert parts.int8.group_size(width) > 64
+
+
+@pytest.mark.parametrize(
     ("seconds", "errors", "forced", "best"),
     [
         ((1.0, 0.4, 0.5), (0.01, 0.015, 0.01), False, "openvino_int8"),
