@@ -185,10 +185,16 @@ class Runners(Generic[W]):
         return other.pending[0].call is None and (not self._express or other.long == job.long)
 
     def _fair_size(self, job: Lease[W]) -> int:
-        """Windows of a batch: those that are there are spread over the runners that have nothing to do."""
-        waiting = 1 + sum(len(one.pending) for one in self._ready if self._goes_with(job, one))
-        waiting += sum(one.is_coming for one in self._jobs)
-        return min(job.size, -(-waiting // (self._idle + 1)))
+        """Windows of a batch: those that are there are spread over the runners that have nothing to do.
+
+        The last ones of recordings of several windows are spread over all runners, or one would be idle at the end; not where
+        other jobs come and go: then full batches take less time in all.
+        """
+        others = [one for one in self._ready if self._goes_with(job, one)]
+        waiting, coming = 1 + sum(len(one.pending) for one in others), sum(one.is_coming for one in self._jobs)
+        size = min(job.size, -(-(waiting + coming) // (self._idle + 1)))
+        last = not coming and all(one.brought > 1 for one in (job, *others))
+        return min(size, max(2, -(-waiting // self._count))) if last else size
 
     def _next_of(self, job: Lease[W]) -> Unit[W]:
         unit = job.pending.popleft()
@@ -233,13 +239,13 @@ class Runners(Generic[W]):
 class Lease(Generic[W]):
     """One job's place among the others. Only the thread of the job may use it.
 
-    ``calling``: a call of it is at work; ``is_coming``: it has not brought its windows yet.
+    ``calling``: a call of it is at work; ``is_coming``: it has not brought its windows yet; ``brought``: how many they were.
     """
 
     def __init__(self, runners: Runners[W], cancelled: Callable[[], bool], size: int) -> None:
         self._runners, self._cancelled = runners, cancelled
         self.size = size
-        self.number = 0
+        self.number = self.brought = 0
         self.pending: deque[Unit[W]] = deque()
         self.spent = Spent()
         self.holds = self.held = self.long = self.calling = False
@@ -266,8 +272,9 @@ class Lease(Generic[W]):
 
         That is when it has ended, or earlier when :meth:`Runners.release` is called.
         """
-        self.holds, self.is_coming = hold, False
-        return self._results([Unit(self, window) for window in windows])
+        units = [Unit(self, window) for window in windows]
+        self.holds, self.is_coming, self.brought = hold, False, len(units)
+        return self._results(units)
 
     def _results(self, units: list[Unit[W]]) -> Iterator[Any]:
         self._runners._add(self, units)

@@ -125,6 +125,42 @@ def test_a_lone_job_is_spread_over_all_idle_runners(threads: ThreadPoolExecutor)
     assert future.result(10)
 
 
+def test_the_last_windows_of_recordings_are_spread_over_all_runners(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    future = threads.submit(job, tool, range(13))
+    for _ in range(4):  # each time one of the two has nothing to do and the other one is at work
+        tool.until_began()
+        tool.go(1)
+    tool.go()
+    assert future.result(10) == [f"<{number}>" for number in range(13)]
+    assert [len(batch) for batch in tool.batches] == [4, 4, 3, 2]
+
+
+def test_two_windows_go_together_though_they_are_the_last(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, size=2)
+    future = threads.submit(job, tool, range(6))
+    tool.until_began()
+    tool.until_began()
+    tool.go(1)
+    tool.until_began()
+    assert [len(batch) for batch in tool.batches] == [2, 2, 2]
+    tool.go()
+    assert len(future.result(10)) == 6
+
+
+def test_clips_of_one_window_fill_the_next_batch_though_another_runner_is_at_work(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    first = busy(tool, threads)
+    second = threads.submit(job, tool, ["second"])
+    tool.until_began()
+    clips = waiting(tool, threads, *([name] for name in "abcd"))
+    tool.go(1)
+    tool.until_began()
+    assert tool.batches[2] == ["a", "b", "c", "d"]
+    tool.go()
+    assert all(future.result(10) for future in (first, second, *clips))
+
+
 def test_a_smaller_batch_may_be_asked_for(threads: ThreadPoolExecutor) -> None:
     tool = Tool()
     tool.go()
