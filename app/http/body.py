@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 from python_multipart.exceptions import FormParserError
@@ -21,7 +22,12 @@ from app.media.paths import require_disk
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
-_WRITE_BYTES = 256 * 1024
+_WRITE_BYTES = 1 << 20
+_LEAST_WRITE_BYTES = 1 << 16
+_WRITE_PIECES = 256
+"""Pieces of an upload that are written together at most; they have the size of what the client sent, which may be a byte."""
+_PENDING_BYTES = 16 << 20
+"""Bytes that all uploads together may hold before they write them, if each holds ``_LEAST_WRITE_BYTES`` or more."""
 _FORM, _MULTIPART, _JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 
 
@@ -128,12 +134,18 @@ def _json_text(value: object) -> str:
 
 
 class FileSink:
-    """Collects the bytes of one upload and writes them in large pieces, off the event loop."""
+    """Collects the bytes of one upload and writes them together, off the event loop.
+
+    A hop to a thread costs half a millisecond of a core, as much as receiving 300 kB.
+    """
+
+    _open: ClassVar[set[FileSink]] = set()
 
     def __init__(self, path: Path, reserve_mb: int) -> None:
         self.path = path
         self._reserve_mb = reserve_mb
-        self._pending = bytearray()
+        self._pending: list[bytes] = []
+        self._bytes = 0
         self._file: FileIO | None = None
 
     @property
@@ -147,10 +159,13 @@ class FileSink:
             raise InputError("The form holds more than one file.", param="file")
         with room():
             self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  (closed by close())
+        self._open.add(self)
 
     def feed(self, data: bytes) -> None:
-        """Keep bytes for the next :meth:`flush`."""
-        self._pending += data
+        """Keep bytes for the next :meth:`flush_if_large`."""
+        if data:
+            self._pending.append(data)
+            self._bytes += len(data)
 
     async def write(self, data: bytes) -> None:
         """Take bytes of a raw upload."""
@@ -161,26 +176,32 @@ class FileSink:
 
     async def flush_if_large(self) -> None:
         """Write out once enough has come together."""
-        if len(self._pending) >= _WRITE_BYTES:
+        share = _PENDING_BYTES // max(1, len(self._open))
+        enough = min(_WRITE_BYTES, max(_LEAST_WRITE_BYTES, share))
+        if self._bytes >= enough or len(self._pending) >= _WRITE_PIECES:
             await self._flush()
 
     async def _flush(self) -> None:
         if self._file is not None and self._pending:
-            data, self._pending = bytes(self._pending), bytearray()
-            await asyncio.to_thread(self._write, self._file, data)
+            pieces, size = self._pending, self._bytes
+            self._pending, self._bytes = [], 0
+            await asyncio.to_thread(self._write, self._file, pieces, size)
 
-    def _write(self, file: FileIO, data: bytes) -> None:
-        require_disk(self.path.parent, len(data), self._reserve_mb)
-        rest = memoryview(data)
+    def _write(self, file: FileIO, pieces: list[bytes], size: int) -> None:
+        require_disk(self.path.parent, size, self._reserve_mb)
         with room():
-            while rest:
-                rest = rest[file.write(rest) :]
+            written = os.writev(file.fileno(), pieces)
+            if written < size:  # a full disk takes a part, and refuses the next
+                rest = memoryview(b"".join(pieces))[written:]
+                while rest:
+                    rest = rest[file.write(rest) :]
 
     async def close(self) -> None:
         """Write the rest and close."""
         try:
             await self._flush()
         finally:
+            self._open.discard(self)
             if self._file is not None:
                 self._file.close()
 

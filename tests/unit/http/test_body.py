@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import tracemalloc
 from collections.abc import Iterable, Iterator
@@ -271,6 +272,43 @@ async def test_write_that_fails_for_lack_of_room_is_disk_full(tmp_path: Path, mo
     with pytest.raises(DiskFull):
         await sink.write(b"x" * 2_000_000)
     await sink.close()
+
+
+async def test_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module.os, "writev", lambda fd, pieces: os.write(fd, b"".join(pieces)[:70_000]))
+    content = [bytes([number]) * 65_536 for number in range(40)]
+    found = await read_body(request(content, "audio/wav"), tmp_path, 0)
+    assert found.file is not None
+    assert found.file.read_bytes() == b"".join(content)
+
+
+async def test_many_uploads_at_once_hold_less_each_and_a_lone_one_holds_much_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(FileSink, "_write", lambda self, file, pieces, size: written.append(size))
+    sinks = [FileSink(tmp_path / str(number), 0) for number in range(200)]
+    for sink in sinks:
+        await sink.write(b"x" * 40_000)
+        await sink.write(b"x" * 40_000)
+    assert sum(sink._bytes for sink in sinks) <= body_module._PENDING_BYTES
+    for sink in sinks[1:]:
+        await sink.close()
+    written.clear()
+    for _ in range(30):
+        await sinks[0].write(b"x" * 40_000)
+    await sinks[0].close()
+    assert max(written) >= body_module._WRITE_BYTES
+
+
+async def test_upload_of_single_bytes_is_written_before_the_pieces_take_much_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(FileSink, "_write", lambda self, file, pieces, size: written.append(len(pieces)))
+    await read_body(request([b"x"] * 1_000, "audio/wav"), tmp_path, 0)
+    assert sum(written) == 1_000
+    assert max(written) <= body_module._WRITE_PIECES
 
 
 @pytest.mark.parametrize("kind", [FORM, "audio/wav"])
