@@ -17,12 +17,14 @@ import openvino
 
 from app.engine.encoders.graph import Graph, Numbers
 from app.engine.encoders.int8 import DynamicInt8, Int8, Range, group_size
-from app.engine.encoders.runtime import FLOAT32, Encoder, observe
+from app.engine.encoders.runtime import FLOAT32, Encoder, observe, uses_bfloat16
 from app.engine.encoders.weights import Weights
 
 log = logging.getLogger("stenopool.engine")
 
 CTRANSLATE2, INT8, DYNAMIC, FLOAT = "ctranslate2", "openvino_int8", "openvino_int8_dynamic", "openvino_float"
+IN_FLOAT32 = "_float32"
+"""Ends the names of those int8 encoders whose attention is told to be float32, where it would be bfloat16."""
 TRIED = 2
 """Windows that errors and times are measured on; no ranges are taken from them."""
 SLOW_S = 1.0
@@ -73,11 +75,16 @@ class Machine:
         """OpenVINO's encoders that round no more than the compute type does; the most exact one last."""
         return (INT8, DYNAMIC) if self.compute_type.startswith("int8") else (FLOAT,)
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Of the candidates' names: whether what they do not round to int8 is tried in float32 too."""
+        return ("", IN_FLOAT32) if self.compute_type.startswith("int8") and uses_bfloat16() else ("",)
+
 
 def build(name: str, weights: Weights, ranges: dict[str, Range]) -> openvino.Model:
     """The graph of one of OpenVINO's encoders."""
     numbers: dict[str, Callable[[], Numbers]] = {INT8: lambda: Int8(ranges), DYNAMIC: DynamicInt8, FLOAT: Numbers}
-    return Graph(weights, numbers[name]()).whole()
+    return Graph(weights, numbers[name.removesuffix(IN_FLOAT32)]()).whole()
 
 
 def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
@@ -88,7 +95,8 @@ def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
         DYNAMIC: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(width))},
         FLOAT: FLOAT32 if machine.compute_type == "float32" else {},
     }
-    return Encoder(model, machine.calls, machine.threads, options[name])
+    precision = FLOAT32 if name.endswith(IN_FLOAT32) else {}
+    return Encoder(model, machine.calls, machine.threads, options[name.removesuffix(IN_FLOAT32)] | precision)
 
 
 def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Machine, *, forced: bool = False) -> Choice:
@@ -104,12 +112,16 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
         windows, candidates = 0, candidates[-1:]
     ranges, exact = observe(weights, [*mels[:windows], *tried], windows, machine.calls * machine.threads)
     seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
-    for name in candidates:
-        outputs, seconds[name] = timed(run(name, build(name, weights, ranges), machine).encode, tried)
-        errors[name] = _error(outputs, exact)
+    ends = machine.ends
+    for name in reversed(candidates):
+        for end in ends:
+            encode = run(name + end, build(name, weights, ranges), machine).encode
+            outputs, seconds[name + end] = timed(encode, tried)
+            errors[name + end] = _error(outputs, exact)
+        ends = (min(ends, key=lambda end: seconds[name + end]),)  # what is faster for one is so for the other
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)
     log.info("encoder: %s; seconds per window: %s; relative errors: %s", choice.name, _shown(seconds), _shown(errors))
-    return replace(choice, ranges=ranges) if choice.name == INT8 else choice
+    return replace(choice, ranges=ranges) if choice.name.removesuffix(IN_FLOAT32) == INT8 else choice
 
 
 def fastest(seconds: dict[str, float], errors: dict[str, float], *, forced: bool = False) -> str:

@@ -14,7 +14,7 @@ from app.engine.encoders.int8 import Range, Watched
 from app.engine.encoders.weights import Weights
 
 FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
-"""Without it OpenVINO computes in bfloat16 what is not int8, where the CPU can."""
+"""Without it OpenVINO computes in bfloat16 what is not int8, where the CPU can (:func:`uses_bfloat16`)."""
 
 
 class Encoder:
@@ -35,6 +35,11 @@ class Encoder:
             return output
         finally:
             self._requests.put(request)
+
+
+def uses_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 here unless told otherwise: faster than float32 (AMD), or slower (Intel, no AMX)."""
+    return bool(openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16)
 
 
 def limits(calls: int, threads: int) -> dict[str, str]:

@@ -106,13 +106,14 @@ def test_stage_by_stage_the_output_is_that_of_the_whole_graph(
     assert ranges["conv1"].low.min() == pytest.approx(min(mel.min() for mel in mels[:5]))
 
 
+@pytest.mark.parametrize("end", ["", "_float32"])
 @pytest.mark.parametrize(("name", "most"), [("openvino_int8", 0.03), ("openvino_int8_dynamic", 0.015)])
 def test_eight_bits_stay_near_float32_on_windows_that_no_range_was_taken_from(
-    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, name: str, most: float
+    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, name: str, most: float, end: str
 ) -> None:
     ranges, exact = observed
     machine = parts.choice.Machine(1, 2, "int8")
-    encoder = parts.choice.run(name, parts.choice.build(name, weights, ranges), machine)
+    encoder = parts.choice.run(name + end, parts.choice.build(name + end, weights, ranges), machine)
     assert 1e-5 < max(missed(encoder.encode(mel), wanted) for mel, wanted in zip(mels[5:], exact, strict=True)) < most
 
 
@@ -199,12 +200,54 @@ def test_no_encoder_rounds_more_than_the_compute_type_that_was_asked_for(
     [(1e-6, {"openvino_int8", "openvino_int8_dynamic"}), (30.0, {"openvino_int8_dynamic"})],
 )
 def test_an_encoder_that_takes_no_time_is_not_replaced_and_a_very_slow_one_without_calibration(
-    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, took: float, tried: set[str]
+    parts: Parts,
+    weights: Any,
+    mels: list[np.ndarray],
+    observed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    took: float,
+    tried: set[str],
 ) -> None:
     _, exact = observed
+    monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: False)
     choice = parts.choice.choose(weights, (exact, took), mels, parts.choice.Machine(1, 2, "int8"))
     assert choice.name == ("ctranslate2" if took < 1 else "openvino_int8_dynamic")
     assert set(choice.seconds) == set(choice.errors) == {"ctranslate2", *tried}
+
+
+@pytest.mark.parametrize(("slow", "kept"), [("", "_float32"), ("_float32", "")])
+def test_where_openvino_would_use_bfloat16_float32_is_tried_too_and_the_faster_one_is_used(
+    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, monkeypatch: pytest.MonkeyPatch, slow: str, kept: str
+) -> None:
+    ranges, exact = observed
+    monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: True)
+    monkeypatch.setattr(parts.choice, "observe", lambda *_: (ranges, exact))
+    monkeypatch.setattr(parts.choice, "run", lambda name, model, machine: SimpleNamespace(encode=name))
+    ends_slow = {"": lambda name: not name.endswith("_float32"), "_float32": lambda name: name.endswith("_float32")}[slow]
+    monkeypatch.setattr(parts.choice, "timed", lambda name, tried: (exact, 0.5 if ends_slow(name) else 0.1))
+    choice = parts.choice.choose(weights, (exact, 1.0), mels, parts.choice.Machine(1, 2, "int8"))
+    tried = {"openvino_int8_dynamic", "openvino_int8_dynamic_float32", f"openvino_int8{kept}"}
+    assert set(choice.seconds) == {"ctranslate2", *tried}
+    assert choice.name.endswith("_float32") is (kept == "_float32")
+
+
+@pytest.mark.parametrize(
+    ("compute_type", "bfloat16", "ends"),
+    [("int8", True, ("", "_float32")), ("int8", False, ("",)), ("float32", True, ("",)), ("bfloat16", True, ("",))],
+)
+def test_float32_is_tried_beside_bfloat16_where_the_rest_is_int8(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, compute_type: str, bfloat16: bool, ends: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: bfloat16)
+    assert parts.choice.Machine(1, 1, compute_type).ends == ends
+
+
+def test_an_encoder_in_float32_is_told_so(parts: Parts, weights: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts.choice, "Encoder", lambda model, calls, threads, options: options)
+    name = parts.choice.DYNAMIC + parts.choice.IN_FLOAT32
+    options = parts.choice.run(name, parts.choice.build(name, weights, {}), parts.choice.Machine(1, 1, "int8"))
+    assert options["INFERENCE_PRECISION_HINT"] == "f32"
+    assert "DYNAMIC_QUANTIZATION_GROUP_SIZE" in options
 
 
 def test_an_encoder_that_gives_no_numbers_is_out_and_can_be_shown(parts: Parts) -> None:
@@ -236,7 +279,9 @@ def test_a_choice_that_was_kept_comes_back_and_a_damaged_one_does_not(parts: Par
     assert parts.cache.load(tmp_path, "kept") is None
 
 
-def test_other_weights_threads_or_compute_types_have_a_choice_of_their_own(parts: Parts, tmp_path: Path) -> None:
+def test_other_weights_threads_compute_types_or_instructions_have_a_choice_of_their_own(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_bytes(b"a" * (2 << 20))
     other.write_bytes(b"a" * (2 << 20) + b"b")
@@ -248,6 +293,8 @@ def test_other_weights_threads_or_compute_types_have_a_choice_of_their_own(parts
     }
     assert len(keys) == 4
     assert parts.cache.key(one, machine) in keys
+    monkeypatch.setenv("CT2_FORCE_CPU_ISA", "AVX512" if os.environ.get("CT2_FORCE_CPU_ISA") != "AVX512" else "AVX2")
+    assert parts.cache.key(one, machine) not in keys
 
 
 def test_a_folder_that_was_left_goes_with_a_later_load_and_one_in_use_stays(parts: Parts, tmp_path: Path) -> None:
