@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,9 @@ RAILWAY = "RAILWAY_RAM_MB"
 _MACOS = platform.system() == "Darwin"
 _MB = 1 << 20
 _SMALLEST_SHARE_OF_CORES = 0.1
+_LOOKS = 10
+"""One of so many looks at the memory is exact."""
+_STEADY = 32 * _MB
 # The guide's figures are decimal.
 _GUIDE_RESERVE_HOST = 2_000_000_000
 _GUIDE_RESERVE_CONTAINER = 500_000_000
@@ -78,11 +82,12 @@ class MemoryProbe:
         stated = ((OVERRIDE, limit_mb), (RAILWAY, railway_mb))
         self._stated = [(name, size * _MB) for name, size in stated if size]
         self._root = root
+        self._shares = _Shares()
 
     def read(self) -> Reading:
         """Look now. Takes milliseconds, a few more where workers hold much; blocks, so call it from a thread."""
         host, groups = _host(self._root), cgroups.memory(self._root)
-        own = own_bytes(os.getpid(), self._root)
+        own = own_bytes(os.getpid(), self._root, self._shares)
         source, limit = self._smallest(host, groups)
         container = source != _machine()
         used = _used(source, limit, host, groups, own) if container else max(0, host.total - host.available)
@@ -100,14 +105,47 @@ class MemoryProbe:
         return min(limits, key=lambda limit: limit[1])
 
 
-def own_bytes(pid: int, root: Path = Path("/")) -> int:
+class _Shares:
+    """What the processes of a family hold. To ask the kernel exactly takes it 20 ms for each GB, so it is asked now and then.
+
+    In between, the pages count that a process has more or fewer than when it was asked. That leaves out shared pages that were
+    written to since: they are a process's own then, and no page more. Where one comes or goes, all are asked: shared pages are
+    divided among others then.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._looks = 0
+        self._exact: dict[int, tuple[int, int]] = {}
+
+    def look(self, family: list[int], proc: Path) -> int:
+        """Bytes of all."""
+        with self._lock:
+            if self._looks % _LOOKS == 0 or set(family) != set(self._exact):
+                self._looks = 0
+                folders = {member: proc / str(member) for member in family}
+                self._exact = {member: _steady(folder) for member, folder in folders.items()}
+            self._looks += 1
+            return sum(self._since(proc / str(member), *then) for member, then in self._exact.items())
+
+    def _since(self, folder: Path, anonymous: int, held: int) -> int:
+        return max(0, held + _anonymous(folder) - anonymous)
+
+
+def _steady(folder: Path) -> tuple[int, int]:
+    """What one process has, by its pages and exactly; once more where that changed much between the two."""
+    before, held, anonymous = _anonymous(folder), _proc_bytes(folder), _anonymous(folder)
+    return (anonymous, held) if abs(anonymous - before) < _STEADY else (_anonymous(folder), _proc_bytes(folder))
+
+
+def own_bytes(pid: int, root: Path = Path("/"), shares: _Shares | None = None) -> int:
     """Bytes that the process ``pid`` and all its descendants hold: anonymous and shared memory, no mapped files.
 
     Pages that a forkserver's children share with it are divided among them, not counted once for each. Processes that
-    vanish meanwhile are left out.
+    vanish meanwhile are left out. ``shares`` remembers what was exact at the last looks.
     """
     if (root / "proc").is_dir():
-        return sum(_proc_bytes(root / "proc" / str(member)) for member in _family(pid, root / "proc"))
+        return (shares or _Shares()).look(_family(pid, root / "proc"), root / "proc")
     return _psutil_bytes(pid)
 
 
@@ -190,6 +228,11 @@ def _proc_bytes(folder: Path) -> int:
     kb = read_fields(folder / "smaps_rollup")
     if "Pss_Anon:" in kb:
         return (kb["Pss_Anon:"] + kb.get("Pss_Shmem:", 0)) * 1024
+    return _anonymous(folder)
+
+
+def _anonymous(folder: Path) -> int:
+    """Resident bytes of one process that no file backs, shared ones too; 0 where it is gone."""
     pages = read_text(folder / "statm").split()
     if len(pages) < 3 or not all(page.isdecimal() for page in pages):
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,57 @@ def test_parents_that_form_a_cycle_do_not_hang(tmp_path: Path) -> None:
 def test_machine_without_proc_is_asked_through_psutil(tmp_path: Path) -> None:
     assert own_bytes(os.getpid(), tmp_path) > MB
     assert own_bytes(2**31 - 1, tmp_path) == 0
+
+
+class Family:
+    """A server with a worker; how often each was asked what it holds."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self.asked = root, {10: 0, 11: 0}
+        self.probe = memory._Shares()
+        real = memory._proc_bytes
+
+        def counted(folder: Path) -> int:
+            self.asked[int(folder.name)] += 1
+            return real(folder)
+
+        monkeypatch.setattr(memory, "_proc_bytes", counted)
+        for pid, parent in ((10, 1), (11, 10)):
+            write(
+                process(root, pid, parent, 100) / "statm", f"999999 {100 * MB // PAGE + 300} 300 1 0 1 0"
+            )  # 100 MB of its own
+
+    def look(self) -> int:
+        return own_bytes(10, self.root, self.probe) // MB
+
+
+def test_processes_are_asked_exactly_in_every_tenth_look_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = Family(tmp_path, monkeypatch)
+    assert [family.look() for _ in range(10)] == [202] * 10
+    assert family.asked == {10: 1, 11: 1}
+    process(tmp_path, 11, 10, 150)  # it has written to pages that it shared: no page more
+    assert [family.look() for _ in range(2)] == [252, 252]
+    assert family.asked == {10: 2, 11: 2}
+
+
+@pytest.mark.parametrize(("pages", "expected"), [(100 * MB // PAGE + 300 * MB // PAGE, 502), (50 * MB // PAGE, 152), (0, 102)])
+def test_in_between_what_a_process_has_more_or_fewer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: int, expected: int
+) -> None:
+    family = Family(tmp_path, monkeypatch)
+    family.look()
+    write(tmp_path / "proc/11/statm", f"999999 {pages + 300} 300 1 0 1 0")
+    assert family.look() == expected
+    assert family.asked == {10: 1, 11: 1}
+
+
+def test_where_a_process_comes_or_goes_all_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = Family(tmp_path, monkeypatch)
+    family.look()
+    shutil.rmtree(tmp_path / "proc/11")
+    process(tmp_path, 10, 1, 300)  # what both shared is its own now
+    assert family.look() == 301
+    assert family.asked == {10: 2, 11: 1}
 
 
 def test_pages_shared_with_forked_children_are_counted_once() -> None:
