@@ -221,11 +221,14 @@ def _set_pragmas(connection: Any, record: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     # A transaction that reads first and writes later fails at once if another wrote in between; IMMEDIATE waits instead.
-    options = connection.get_execution_options()
+    options, known = connection.get_execution_options(), connection.info
     if options.get("read_only"):
         connection.exec_driver_sql("BEGIN")
         return
-    connection.exec_driver_sql(f"PRAGMA synchronous={'NORMAL' if options.get('passing') else 'FULL'}")
+    wanted = "NORMAL" if options.get("passing") else "FULL"
+    if known.get("synchronous") != wanted:
+        connection.exec_driver_sql(f"PRAGMA synchronous={wanted}")
+        known["synchronous"] = wanted
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 

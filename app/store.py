@@ -79,7 +79,6 @@ jobs = Table(
 )
 
 _JOB_COLUMNS = [jobs.c[field.name] for field in fields(Job)]
-
 Jobs = list[Job]
 
 
@@ -113,31 +112,32 @@ class Store(Database):
         """Begin the next attempt of a queued job, whose audio is so long; None where it is not queued (any more)."""
         values = {"attempts": jobs.c.attempts + 1, "started_at": self.now()}
         length = {} if duration_s is None else {"duration_s": duration_s}
-        return self._move(job_id, Status.RUNNING, **values, **length)
+        with self.writing() as db:
+            return _one(db, job_id) if self._move(db, job_id, Status.RUNNING, **values, **length) else None
 
     def finish(self, job_id: str, attempt: int, status: Status, *, error: StenopoolError | None = None) -> bool:
         """End attempt number ``attempt``. False where that attempt is not the running one: drop its result then."""
         if not status.final:
             raise ValueError(f"{status.value} does not finish a job")
         values = _ending(self.now(), error.code if error else None, error.message if error else None)
-        return self._move(job_id, status, *_attempt(attempt), **values) is not None
+        return self._moved(job_id, status, *_attempt(attempt), **values)
 
     def fail(self, job_id: str, error: StenopoolError) -> bool:
         """End a job that has not ended yet with ``error``, whether an attempt was made or not."""
-        return self._move(job_id, Status.FAILED, **_ending(self.now(), error.code, error.message)) is not None
+        return self._moved(job_id, Status.FAILED, **_ending(self.now(), error.code, error.message))
 
     def requeue(self, job_id: str, attempt: int, *, charge: bool = True) -> bool:
         """Put attempt number ``attempt`` back in line. Without ``charge`` :meth:`charged` does not count it."""
         values = {"started_at": None, "forgiven": jobs.c.forgiven + (0 if charge else 1)}
-        return self._move(job_id, Status.QUEUED, *_attempt(attempt), **values) is not None
+        return self._moved(job_id, Status.QUEUED, *_attempt(attempt), **values)
 
     def cancel(self, job_id: str) -> bool:
         """End a job that has not ended yet."""
-        return self._move(job_id, Status.CANCELLED, **_ending(self.now())) is not None
+        return self._moved(job_id, Status.CANCELLED, **_ending(self.now()))
 
     def hand_back(self, job_id: str) -> bool:
-        """Put a running job back in line without charge, whichever attempt it is: the server stops, and not for its sake."""
-        return self._move(job_id, Status.QUEUED, started_at=None, forgiven=jobs.c.forgiven + 1) is not None
+        """Put a running job back in line without charge, whichever attempt it is: the server stops, not for its sake."""
+        return self._moved(job_id, Status.QUEUED, started_at=None, forgiven=jobs.c.forgiven + 1)
 
     def charged(self, job_id: str) -> int:
         """How many attempts count against the job: all but those that were requeued without charge."""
@@ -240,12 +240,15 @@ class Store(Database):
         with self.writing() as db:
             return db.execute(delete(jobs).where(jobs.c.id == job_id)).rowcount == 1
 
-    def _move(self, job_id: str, status: Status, *conditions: ColumnElement[bool], **values: Any) -> Job | None:
+    def _moved(self, job_id: str, status: Status, *conditions: ColumnElement[bool], **values: Any) -> bool:
+        with self.writing() as db:
+            return self._move(db, job_id, status, *conditions, **values)
+
+    def _move(self, db: Connection, job_id: str, status: Status, *conditions: ColumnElement[bool], **values: Any) -> bool:
+        """Whether the job was in a state that leads to ``status``, and met the conditions: now it is there."""
         allowed = [source.value for source, targets in TRANSITIONS.items() if status in targets]
         row = update(jobs).where(jobs.c.id == job_id, jobs.c.status.in_(allowed), *conditions)
-        with self.writing() as db:
-            moved = db.execute(row.values(status=status.value, **values)).rowcount == 1
-            return _one(db, job_id) if moved else None
+        return db.execute(row.values(status=status.value, **values)).rowcount == 1
 
 
 def _attempt(number: int) -> tuple[ColumnElement[bool], ...]:

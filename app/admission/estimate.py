@@ -43,13 +43,17 @@ class Peak:
         self._at = 0.0
         self._floor = 0.0
         self._floor_at = 0.0
+        self._known: float | None = None
 
     def factor(self, now: float) -> float:
         """What to multiply the prior by, 1/8 to 8. ``now``: wall clock seconds."""
-        return _clamped(max(self._learned(), self._floor * self._faded(now - self._floor_at)), 1 / self.LIMIT, self.LIMIT)
+        if self._known is None:
+            self._known = self._learned()  # each request asks several times between two samples
+        return _clamped(max(self._known, self._floor * self._faded(now - self._floor_at)), 1 / self.LIMIT, self.LIMIT)
 
     def observe(self, ratio: float, now: float) -> None:
         """Learn one actual / prior; less than nothing counts as nothing."""
+        self._known = None
         bucket = self._bucket(ratio)
         total = sum(self._weights.values())
         # After a week without work a single new sample must not outweigh all that was learned.

@@ -43,8 +43,9 @@ class Prices:
         quota: Quota | None = None,
     ) -> Ask:
         """What a transcription of ``audio_s`` seconds wants of the desk."""
-        worker, cost = self.worker(options.model), self.costs.job(self._work(options, audio_s))
-        at_work = worker.resident_bytes + self.batches_bytes(options.model)
+        *_, device = self._kind(options.model)
+        worker, cost = self.worker(options.model, device), self.costs.job(self._work(options, audio_s, device))
+        at_work = worker.resident_bytes + self.batches_bytes(options.model, device)
         return Ask(
             key=owner,
             lane=options.model,

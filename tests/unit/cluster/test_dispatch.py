@@ -80,7 +80,7 @@ async def test_jobs_of_the_last_boot_come_in_order_behind_those_at_the_nodes(api
     young, old, running = (Job(new_id(), "alice", OPTIONS, START - age, background=True) for age in ages)
     for job in (young, running, old):
         rows(api).add(job)
-    rows(api)._move(running.id, Status.RUNNING)
+    rows(api)._moved(running.id, Status.RUNNING)
     assert [job.id for job in rows(api).recover(3)] == [running.id, old.id, young.id]
 
 
