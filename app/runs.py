@@ -150,8 +150,10 @@ class Runs:
                 if started is None:
                     raise Cancelled("The job was cancelled.")
                 result, batch = result_path(folder, started.attempts), self._desk.batch_size(job.options.model)
-                path = str(decoded.path)
-                task = Task(job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch, job.background)
+                path, of_file = str(decoded.path), (decoded.start, decoded.length)
+                task = Task(
+                    job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch, job.background, *of_file
+                )
                 try:
                     measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))
                     self._desk.prices.learn_job(job.options, decoded.duration_s, measured)

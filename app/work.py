@@ -106,6 +106,7 @@ class WorkerSetup:
 class Task:
     """One attempt at one job: ``pcm_path`` holds 16 kHz mono s16le samples, the result is written to ``result_path``.
 
+    The samples are ``pcm_bytes`` bytes from byte ``pcm_start`` of the file on (None: to its end).
     ``reserved_bytes`` is what it is predicted to need beside what the runners need for all jobs together.
     ``batch_size`` (windows) is smaller than the worker's own under pressure. ``lasting``: the result must survive a power cut.
     """
@@ -118,6 +119,8 @@ class Task:
     reserved_bytes: int = 0
     batch_size: int | None = None
     lasting: bool = True
+    pcm_start: int = 0
+    pcm_bytes: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -60,7 +60,7 @@ class Pipeline:
             AlignerUnavailable: word times were asked for and cannot be had.
         """
         options = task.options
-        pcm = _map_pcm(task.pcm_path)
+        pcm = _map_pcm(task)
         checked = _checked(report, cancelled)
         try:
             with self._runners.lease(cancelled, task.batch_size) as lease:
@@ -124,10 +124,11 @@ class Pipeline:
         return aligned
 
 
-def _map_pcm(path: str) -> np.ndarray:
-    """The file's whole samples, mapped: nothing is read before it is used. An empty file cannot be mapped."""
-    count = os.path.getsize(path) // 2
-    return np.memmap(path, dtype="<i2", mode="r", shape=(count,)) if count else np.zeros(0, np.int16)
+def _map_pcm(task: Task) -> np.ndarray:
+    """The whole samples, mapped: nothing is read before it is used. An empty file cannot be mapped."""
+    path, start, length = task.pcm_path, task.pcm_start, task.pcm_bytes
+    count = (os.path.getsize(path) - start if length is None else length) // 2
+    return np.memmap(path, dtype="<i2", mode="r", offset=start, shape=(count,)) if count else np.zeros(0, np.int16)
 
 
 def _checked(report: Report, cancelled: Callable[[], bool]) -> Report:

@@ -110,7 +110,7 @@ def _network_in_slices() -> None:
 
 
 class Slices:
-    """Silero's ONNX session for s16 samples, given :data:`SLICE` frames at a time.
+    """Silero's ONNX session for floats or s16 samples, given :data:`SLICE` frames at a time.
 
     It hands its state on, so the values are those of a single call. faster-whisper pads and reshapes the samples only, so that
     they need not be floats before: three copies of a block would take 60 MB.
@@ -124,7 +124,9 @@ class Slices:
         frames, h, c = given["input"], given["h"], given["c"]
         found = []
         for start in range(0, len(frames), SLICE):
-            output, h, c = self._session.run(names, {"input": _floats(frames[start : start + SLICE]), "h": h, "c": c})
+            part = frames[start : start + SLICE]
+            floats = _floats(part) if part.dtype == np.int16 else part
+            output, h, c = self._session.run(names, {"input": floats, "h": h, "c": c})
             found.append(output)
         return [np.concatenate(found), h, c]
 

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from app.durable import room
 from app.errors import Cancelled, InputError, TooLarge
 from app.media.paths import require_disk
+from app.uploads.turn import to_its_end
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
@@ -185,7 +186,7 @@ class FileSink:
         if self._file is not None and self._pending:
             pieces, size = self._pending, self._bytes
             self._pending, self._bytes = [], 0
-            await asyncio.to_thread(self._write, self._file, pieces, size)
+            await to_its_end(asyncio.to_thread(self._write, self._file, pieces, size))  # or it would write to a closed file
 
     def _write(self, file: FileIO, pieces: list[bytes], size: int) -> None:
         require_disk(self.path.parent, size, self._reserve_mb)

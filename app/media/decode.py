@@ -2,14 +2,13 @@
 
 The cap on length does not trust the file: ffmpeg counts samples (``asetpts`` replaces the file's own time stamps, so
 they can neither stretch nor hide audio), stops one second after the cap, and cannot write a larger file in any case.
-Gaps between time stamps are closed, as ``whisperx.load_audio`` does. A WAV that is this PCM already can be copied
-(:func:`copy`).
+Gaps between time stamps are closed, as ``whisperx.load_audio`` does. A WAV that is this PCM already is read where it lies
+(:func:`in_place`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import ffmpeg
 
 from app.durable import room
-from app.errors import CapacityError, DiskFull, NotMedia, TooLong
+from app.errors import DiskFull, NotMedia, TooLong
 from app.media import ffmpeg_cli, wav
 from app.media.paths import free_bytes, require_disk
 from app.media.probe import MediaInfo, check_shape, downmix, probe
@@ -28,18 +27,22 @@ RATE = 16_000
 """Samples per second of the PCM."""
 BYTES_PER_S = RATE * 2
 
-_END_S = 1.0
 _NO_AUDIO = "The file holds no audio that can be decoded."
 _SLOW_HINT = "Convert the file to wav, flac or mp3, or split it, and send it again."
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Raw PCM at ``path``: 16 kHz, mono, s16le, no header. ``duration_s`` (seconds) is counted, not claimed."""
+    """PCM in the file ``path``: 16 kHz, mono, s16le, ``length`` bytes from byte ``start`` on (None: to the end).
+
+    ``duration_s`` (seconds) is counted, not claimed.
+    """
 
     path: Path
     duration_s: float
     info: MediaInfo
+    start: int = 0
+    length: int | None = None
 
 
 async def decode(src: Path, dst: Path, settings: Settings, *, max_s: float | None = None) -> Decoded:
@@ -67,43 +70,21 @@ async def decode(src: Path, dst: Path, settings: Settings, *, max_s: float | Non
         raise
 
 
-async def copy(src: Path, dst: Path, settings: Settings) -> Decoded | None:
-    """The same without ffmpeg, of a WAV that is such PCM already; None where it is anything else.
+async def in_place(src: Path, settings: Settings) -> Decoded | None:
+    """The samples of a WAV that is such PCM already, where they lie; None where it is anything else.
 
     Raises:
         TooLong: more audio than allowed.
-        DiskFull: no room for the PCM.
-        CapacityError: the disk is too slow, or there are no descriptors or threads left.
+        CapacityError: there are no descriptors or threads left.
     """
     with room():
         samples = await asyncio.to_thread(wav.samples_in, src, RATE)
     if samples is None:
         return None
-    info = MediaInfo("wav", "pcm_s16le", samples[1] / BYTES_PER_S, RATE, 1, has_video=False)
+    start, length = samples
+    info = MediaInfo("wav", "pcm_s16le", length / BYTES_PER_S, RATE, 1, has_video=False)
     check_length(info, settings.max_audio_s)
-    require_disk(dst.parent, samples[1], settings.disk_reserve_mb)
-    given_up = threading.Event()
-    full = _disk_watch(dst.parent, settings.disk_reserve_mb)
-
-    def check() -> None:
-        if given_up.is_set() or full():
-            raise DiskFull("The server ran out of disk space.")
-
-    copying = asyncio.ensure_future(asyncio.to_thread(wav.copy_samples, src, dst, *samples, check))
-    try:
-        done, _ = await asyncio.wait({copying}, timeout=settings.decode_timeout_s)
-        if not done:
-            raise CapacityError("The server's disk is too slow at the moment.")
-        with room():
-            copying.result()
-        return Decoded(dst, _measured(dst, settings.max_audio_s), info)
-    except BaseException:
-        given_up.set()
-        await asyncio.wait({copying}, timeout=_END_S)  # or its thread would make the file again
-        if copying.done():
-            copying.exception()  # seen
-        await asyncio.to_thread(dst.unlink, missing_ok=True)
-        raise
+    return Decoded(src, length / BYTES_PER_S, info, start, length)
 
 
 def check_length(info: MediaInfo, cap_s: float) -> None:

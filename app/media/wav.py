@@ -1,20 +1,18 @@
 """WAV files that hold already what decoding would make of them: 16 kHz, mono, signed 16-bit.
 
-They are read here and not by ffmpeg, whose start takes longer than a short clip takes to transcribe. This is safe because
-there is nothing to decode: chunk headers are walked and bytes are copied. Whatever is unusual is left to ffmpeg.
+They are looked at here and not by ffmpeg, whose start takes longer than a short clip takes to transcribe. This is safe because
+there is nothing to decode: chunk headers are walked. Whatever is unusual is left to ffmpeg.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 _MOST_CHUNKS = 64
-_BLOCK = 1 << 20
 
 
 def samples_in(path: Path, rate: int) -> tuple[int, int] | None:
@@ -28,20 +26,6 @@ def samples_in(path: Path, rate: int) -> tuple[int, int] | None:
             return _samples(file, path.stat().st_size, rate) if (riff, wave) == (b"RIFF", b"WAVE") else None
     except FileNotFoundError:
         return None
-
-
-def copy_samples(src: Path, dst: Path, start: int, length: int, check: Callable[[], None]) -> None:
-    """Write ``length`` bytes of ``src`` from ``start`` on into the new file ``dst``; ``check`` is called before every MB.
-
-    Raises:
-        OSError: they could not be read or written. What ``check`` raises ends it, too.
-    """
-    with src.open("rb") as source, dst.open("wb") as target:
-        source.seek(start)
-        while length > 0:
-            check()
-            target.write(block := source.read(min(length, _BLOCK)))
-            length -= len(block) or length
 
 
 def _samples(file: BinaryIO, size: int, rate: int) -> tuple[int, int] | None:

@@ -50,7 +50,7 @@ class FakeEngine:
             "language": "en",
             "language_probability": 1.0,
             "duration": 1.0,
-            "segments": [_segment(Path(task.pcm_path).read_bytes()[:64].hex())],
+            "segments": [_segment(_samples(task)[:64].hex())],
         }
 
     def _echo(self, argument: str, cancelled: Callable[[], bool]) -> None:
@@ -134,6 +134,11 @@ def fill(ballast: Path) -> None:
             with contextlib.suppress(OSError):
                 while file.write(bytes(size)):
                     pass
+
+
+def _samples(task: Task) -> bytes:
+    end = None if task.pcm_bytes is None else task.pcm_start + task.pcm_bytes
+    return Path(task.pcm_path).read_bytes()[task.pcm_start : end]
 
 
 def _segment(text: str) -> dict[str, Any]:

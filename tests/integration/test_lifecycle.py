@@ -29,8 +29,8 @@ def long_recording() -> bytes:
     return wav_bytes(join(list(utterances(40, seed=5)) * 3, np.random.default_rng(0)))
 
 
-def has_decoded(server: Server) -> bool:
-    return bool(list((server.data / "jobs").glob("*/audio.pcm")))
+def is_at_work(server: Server) -> bool:
+    return bool(server.client.get("/capacity").json()["cpu"]["running"])
 
 
 def test_hang_up_frees_the_place_and_sigterm_lets_running_work_finish(
@@ -55,7 +55,7 @@ def test_hang_up_frees_the_place_and_sigterm_lets_running_work_finish(
         assert not list((server.data / "jobs").iterdir())
 
         late = pool.submit(server.client.post, "/transcribe?model_size=demo", files={"file": long_recording})
-        while not has_decoded(server) and not late.done():
+        while not is_at_work(server) and not late.done():
             time.sleep(0.005)
         stop(server.process, timeout_s=60)
         assert late.result().status_code == 200
@@ -64,7 +64,7 @@ def test_hang_up_frees_the_place_and_sigterm_lets_running_work_finish(
 def test_sigkill_of_the_server_leaves_no_process_behind(tmp_path: Path, long_recording: bytes) -> None:
     with running(tmp_path) as server, ThreadPoolExecutor(1) as pool:
         running_job = pool.submit(server.client.post, "/transcribe?model_size=demo", files={"file": long_recording})
-        while not has_decoded(server):
+        while not is_at_work(server):
             assert not running_job.done()
             time.sleep(0.005)
         family = psutil.Process(server.process.pid).children(recursive=True)

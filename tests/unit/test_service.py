@@ -125,6 +125,11 @@ class Runner:
         while sum(worker["running"] for worker in self.workers()) != number:
             await asyncio.sleep(0.005)
 
+    async def waiting(self, number: int) -> None:
+        """Wait until so many jobs are in line."""
+        while sum(ticket.phase is Phase.WAITING for ticket in self.service.desk.jobs.inside) != number:
+            await asyncio.sleep(0.005)
+
     async def nothing_left(self) -> None:
         """No ticket, byte, folder or slot is held, every row has ended, and a healthy job succeeds."""
         service, desk = self.service, self.service.desk
@@ -380,7 +385,7 @@ async def test_unknown_exception_fails_the_row_and_passes_through(begin: Begin, 
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr("app.intake.copy", broken)
+        patch.setattr("app.intake.in_place", broken)
         with pytest.raises(ZeroDivisionError):
             await run()
     assert (run.rows[0].status, run.rows[0].error_code) == (Status.FAILED, "internal")
@@ -584,8 +589,7 @@ async def test_cancelled_while_it_waits_the_row_is_cancelled_and_the_next_one_mo
     first = run.begin("sleep:0.6")
     await run.running(1)
     second, third = run.begin("echo"), run.begin("echo")
-    while len(list(run.service.settings.jobs_dir.glob("*/audio.pcm"))) < 3:
-        await asyncio.sleep(0.005)
+    await run.waiting(2)
     second.cancel()
     await asyncio.gather(first, third)
     assert second.cancelled()
@@ -620,7 +624,7 @@ async def test_cancelled_while_its_decoder_starts_no_descriptor_is_left(begin: B
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@pytest.mark.parametrize("streamed", [False, True], ids=["copied", "decoded"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["in place", "decoded"])
 async def test_cancelled_after_any_number_of_steps_nothing_leaks(begin: Begin, streamed: bool) -> None:
     run = await begin(ping_interval_s=5)
     await run.nothing_left()
@@ -848,8 +852,7 @@ async def test_stopping_ends_what_runs_and_what_waits(begin: Begin) -> None:
     jobs = [run.begin("sleep:60")]
     await run.running(1)
     jobs.append(run.begin("echo"))  # only now: it must be the one that waits
-    while len(list(run.service.settings.jobs_dir.glob("*/audio.pcm"))) < 2:
-        await asyncio.sleep(0.005)
+    await run.waiting(1)
     await asyncio.wait_for(run.service.pool.close(), 5)
     outcomes = await asyncio.gather(*jobs, return_exceptions=True)
     assert all(isinstance(outcome, NotReady) for outcome in outcomes), outcomes

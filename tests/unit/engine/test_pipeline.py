@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,13 @@ def test_silence_is_an_empty_transcript_in_every_format(pipeline: Any, task: Mak
 )
 def test_any_number_of_bytes_is_whole_samples(pipeline: Any, task: MakeTask, data: bytes, duration: float) -> None:
     assert run(pipeline, task(data))["duration"] == duration
+
+
+def test_samples_in_the_middle_of_a_file_are_found_and_nothing_around_them(pipeline: Any, task: MakeTask) -> None:
+    spoken = speech(0)
+    around = task(b"x" * 46 + spoken.astype("<i2").tobytes() + noise(3).tobytes(), language="en")
+    inside = replace(around, pcm_start=46, pcm_bytes=2 * len(spoken))
+    assert said(pipeline, inside) == said(pipeline, task(spoken, language="en"))
 
 
 def test_times_of_segments_are_inside_the_recording_and_in_order(pipeline: Any, task: MakeTask) -> None:

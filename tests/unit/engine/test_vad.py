@@ -186,3 +186,4 @@ def test_silero_in_slices_says_of_s16_samples_what_faster_whisper_says_of_floats
     assert len(expected) == frames
     assert np.ptp(expected) > 0.0
     np.testing.assert_array_equal(model(pcm), expected)
+    np.testing.assert_array_equal(model(engine.vad._floats(pcm)), expected)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from uvicorn.protocols.http import h11_impl
 
+from app.admission.ticket import Phase
 from app.jobs import Status, TranscribeOptions
 from tests.fakes.server import KEY, Live, wav
 from tests.unit.http.test_middleware import shape
@@ -254,7 +256,7 @@ async def test_client_that_goes_while_its_job_waits_in_line_is_taken_out_of_it(s
         await asyncio.sleep(0.01)
     body = wav()
     _, writer = await live.raw(f"POST /transcribe HTTP/1.1\nX-API-Key: {KEY}\nContent-Length: {len(body)}", body)
-    while not list(live.settings.jobs_dir.glob("*/audio.pcm")) or live.busy() < 2:
+    while {ticket.phase for ticket in live.service.desk.jobs.inside} != {Phase.RUNNING, Phase.WAITING}:
         await asyncio.sleep(0.01)
     writer.close()
     while len(live.service.desk.jobs.inside) > 1:
@@ -280,6 +282,15 @@ async def test_upload_in_every_form_reaches_the_engine_whole(start: Start) -> No
         assert response.json()["text"] == expected
     await live.settled()
     assert live.service.store.sync.counts()[Status.SUCCEEDED] == 3
+
+
+async def test_of_a_wav_neither_its_head_nor_what_is_behind_its_samples_reaches_the_engine(start: Start) -> None:
+    live = await start(fake=True)
+    short = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 60, b"WAVE", b"fmt ", 16, 1, 1, 16_000, 32_000, 2, 16, b"data", 16)
+    samples, tags = b"\7\0" * 8, b"LIST\x08\0\0\0INFOxxxx"
+    response = await live.client.post("/transcribe", content=short + samples + tags)
+    assert (response.status_code, response.json()["text"]) == (200, samples.hex())
+    await live.settled()
 
 
 @pytest.mark.parametrize(("path", "code"), [("/transcribe", "disk_full"), ("/extract-audio", "disk_full")])
