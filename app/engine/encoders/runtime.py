@@ -38,7 +38,7 @@ class Encoder:
 
 
 def uses_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 here unless told otherwise: faster than float32 (AMD), or slower (Intel, no AMX)."""
+    """Whether OpenVINO computes in bfloat16 here unless told otherwise: faster than float32 (AMD) or slower (Intel, no AMX)."""
     return bool(openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT") == openvino.Type.bf16)
 
 
