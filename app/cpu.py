@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+from collections.abc import MutableMapping
 from pathlib import Path
 
 INFO = Path("/proc/cpuinfo")
@@ -22,6 +23,12 @@ def name(info: Path = INFO) -> str:
 def wide_vectors(info: Path = INFO) -> bool:
     """Whether CTranslate2 should be told to use AVX-512 (``CT2_FORCE_CPU_ISA``), which it never does by itself."""
     return {*_AVX512, _UNTHROTTLED} <= set(_line("flags", info).split())
+
+
+def advise(environ: MutableMapping[str, str], info: Path = INFO) -> None:
+    """Tell CTranslate2 to use AVX-512 where it should, unless somebody has said already what it shall use."""
+    if wide_vectors(info):
+        environ.setdefault("CT2_FORCE_CPU_ISA", "AVX512")
 
 
 def _line(key: str, info: Path) -> str:

@@ -39,3 +39,19 @@ def test_wide_vectors_are_used_only_where_all_they_need_is_there_and_they_do_not
     tmp_path: Path, flags: str, expected: bool
 ) -> None:
     assert cpu.wide_vectors(described(tmp_path, flags)) is expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "expected"),
+    [
+        (ZEN_4, {}, {"CT2_FORCE_CPU_ISA": "AVX512"}),
+        (ZEN_4, {"CT2_FORCE_CPU_ISA": "AVX2"}, {"CT2_FORCE_CPU_ISA": "AVX2"}),
+        (SKYLAKE, {}, {}),
+        (SKYLAKE, {"CT2_FORCE_CPU_ISA": "AVX512"}, {"CT2_FORCE_CPU_ISA": "AVX512"}),
+    ],
+)
+def test_ctranslate2_is_told_of_wide_vectors_unless_the_operator_has_said_what_it_shall_use(
+    tmp_path: Path, flags: str, given: dict[str, str], expected: dict[str, str]
+) -> None:
+    cpu.advise(given, described(tmp_path, flags))
+    assert given == expected
