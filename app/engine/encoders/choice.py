@@ -115,8 +115,7 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
     ends = machine.ends
     for name in reversed(candidates):
         for end in ends:
-            encode = run(name + end, build(name, weights, ranges), machine).encode
-            outputs, seconds[name + end] = timed(encode, tried)
+            outputs, seconds[name + end] = timed(run(name + end, build(name, weights, ranges), machine).encode, tried)
             errors[name + end] = _error(outputs, exact)
         ends = (min(ends, key=lambda end: seconds[name + end]),)  # what is faster for one is so for the other
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)

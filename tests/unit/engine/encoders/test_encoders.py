@@ -231,6 +231,21 @@ def test_where_openvino_would_use_bfloat16_float32_is_tried_too_and_the_faster_o
     assert choice.name.endswith("_float32") is (kept == "_float32")
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_static_encoder_that_is_chosen_keeps_its_ranges_in_whichever_precision(
+    parts: Parts, weights: Any, mels: list[np.ndarray], observed: Any, monkeypatch: pytest.MonkeyPatch, bfloat16: bool
+) -> None:
+    ranges, exact = observed
+    monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(parts.choice, "observe", lambda *_: (ranges, exact))
+    monkeypatch.setattr(parts.choice, "run", lambda name, model, machine: SimpleNamespace(encode=name))
+    took = {"openvino_int8_dynamic": 0.9, "openvino_int8_dynamic_float32": 0.5}
+    monkeypatch.setattr(parts.choice, "timed", lambda name, tried: (exact, took.get(name, 0.1)))
+    choice = parts.choice.choose(weights, (exact, 1.0), mels, parts.choice.Machine(1, 2, "int8"))
+    assert choice.name == ("openvino_int8_float32" if bfloat16 else "openvino_int8")
+    assert choice.ranges is ranges
+
+
 @pytest.mark.parametrize(
     ("compute_type", "bfloat16", "ends"),
     [("int8", True, ("", "_float32")), ("int8", False, ("",)), ("float32", True, ("",)), ("bfloat16", True, ("",))],
