@@ -26,7 +26,7 @@ _MB = 1 << 20
 _SMALLEST_SHARE_OF_CORES = 0.1
 _LOOKS = 10
 """One of so many looks at the memory is exact."""
-_STEADY = 32 * _MB
+_STEADY, _TRIES = 32 * _MB, 3
 # The guide's figures are decimal.
 _GUIDE_RESERVE_HOST = 2_000_000_000
 _GUIDE_RESERVE_CONTAINER = 500_000_000
@@ -108,9 +108,9 @@ class MemoryProbe:
 class _Shares:
     """What the processes of a family hold. To ask the kernel exactly takes it 20 ms for each GB, so it is asked now and then.
 
-    In between, the pages count that a process has more or fewer than when it was asked. That leaves out shared pages that were
-    written to since: they are a process's own then, and no page more. Where one comes or goes, all are asked: shared pages are
-    divided among others then.
+    In between, the anonymous pages count that a process has more or fewer than when it was asked. Shared memory is left out,
+    and shared pages that were written to since: they are a process's own then, and no page more. Where one comes or goes, all
+    are asked: shared pages are divided among others then.
     """
 
     def __init__(self) -> None:
@@ -133,9 +133,13 @@ class _Shares:
 
 
 def _steady(folder: Path) -> tuple[int, int]:
-    """What one process has, by its pages and exactly; once more where that changed much between the two."""
-    before, held, anonymous = _anonymous(folder), _proc_bytes(folder), _anonymous(folder)
-    return (anonymous, held) if abs(anonymous - before) < _STEADY else (_anonymous(folder), _proc_bytes(folder))
+    """What one process has, by its pages and exactly; again where that changed much meanwhile, a few times."""
+    after = _anonymous(folder)
+    for _ in range(_TRIES):
+        before, held, after = after, _proc_bytes(folder), _anonymous(folder)
+        if abs(after - before) < _STEADY:
+            break
+    return after, held
 
 
 def own_bytes(pid: int, root: Path = Path("/"), shares: _Shares | None = None) -> int:

@@ -248,6 +248,24 @@ def test_in_between_what_a_process_has_more_or_fewer_counts(
     assert family.asked == {10: 1, 11: 1}
 
 
+def test_process_that_gives_memory_back_while_it_is_asked_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = Family(tmp_path, monkeypatch)
+    real, shrunk = memory._proc_bytes, []
+
+    def shrinking(folder: Path) -> int:
+        held = real(folder)
+        if folder.name == "11" and not shrunk:
+            shrunk.append(held)
+            write(process(tmp_path, 11, 10, 40) / "statm", f"999999 {40 * MB // PAGE + 300} 300 1 0 1 0")
+        return held
+
+    monkeypatch.setattr(memory, "_proc_bytes", shrinking)
+    assert [family.look() for _ in range(2)] == [142, 142]
+    assert family.asked == {10: 1, 11: 2}
+
+
 def test_where_a_process_comes_or_goes_all_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family = Family(tmp_path, monkeypatch)
     family.look()
