@@ -13,6 +13,8 @@ from typing import BinaryIO
 _PCM, _EXTENSIBLE = 1, 0xFFFE
 _PCM_GUID = bytes.fromhex("0100000000001000800000aa00389b71")
 _MOST_CHUNKS = 64
+_MOST_AROUND = 1 << 20
+"""Bytes that a file may have beside its samples, where those are fewer: all of it stays on the disk as long as the job."""
 
 
 def samples_in(path: Path, rate: int) -> tuple[int, int] | None:
@@ -35,7 +37,8 @@ def _samples(file: BinaryIO, size: int, rate: int) -> tuple[int, int] | None:
     (_, layout_at, layout_length), (_, start, length) = known
     file.seek(layout_at)
     usual = _is_usual(_exactly(file, min(layout_length, 40)), rate)
-    return (start, length) if usual and length and not length % 2 and start + length <= size else None
+    whole = length and not length % 2 and start + length <= size <= length + max(length, _MOST_AROUND)
+    return (start, length) if usual and whole else None
 
 
 def _chunks(file: BinaryIO, size: int) -> list[tuple[bytes, int, int]]:

@@ -48,6 +48,7 @@ UNUSUAL = {
     "format cut short": wave(chunk(b"fmt ", PLAIN[:14]), chunk(b"data", SOUND)),
     "no samples": wave(chunk(b"fmt ", PLAIN)),
     "length not said": wave(chunk(b"fmt ", PLAIN), chunk(b"data", SOUND, says=0)),
+    "mostly something else": wave(chunk(b"fmt ", PLAIN), chunk(b"data", SOUND), chunk(b"JUNK", bytes(2 << 20))),
     "endless": wave(chunk(b"fmt ", PLAIN), chunk(b"data", SOUND, says=0xFFFFFFFF)),
     "cut off": wave(chunk(b"fmt ", PLAIN), chunk(b"data", SOUND))[:-2],
     "half a sample": wave(chunk(b"fmt ", PLAIN), chunk(b"data", SOUND[:-1])),
