@@ -72,8 +72,9 @@ def test_any_number_of_bytes_is_whole_samples(pipeline: Any, task: MakeTask, dat
 
 def test_samples_in_the_middle_of_a_file_are_found_and_nothing_around_them(pipeline: Any, task: MakeTask) -> None:
     spoken = speech(0)
-    around = task(b"x" * 46 + spoken.astype("<i2").tobytes() + noise(3).tobytes(), language="en")
-    inside = replace(around, pcm_start=46, pcm_bytes=2 * len(spoken))
+    before = b"x" * 46 + noise(3).astype("<i2").tobytes()
+    around = task(before + spoken.astype("<i2").tobytes() + noise(3).astype("<i2").tobytes(), language="en")
+    inside = replace(around, pcm_start=len(before), pcm_bytes=2 * len(spoken))
     assert said(pipeline, inside) == said(pipeline, task(spoken, language="en"))
 
 

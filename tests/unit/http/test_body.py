@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import tempfile
+import threading
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -280,6 +281,26 @@ async def test_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monk
     found = await read_body(request(content, "audio/wav"), tmp_path, 0)
     assert found.file is not None
     assert found.file.read_bytes() == b"".join(content)
+
+
+async def test_upload_that_is_cancelled_while_it_is_written_closes_its_file_only_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go, closed = threading.Event(), threading.Event(), []
+
+    def slow(self: FileSink, file: Any, pieces: list[bytes], size: int) -> None:
+        began.set()
+        assert go.wait(20)
+        closed.append(file.closed)
+
+    monkeypatch.setattr(FileSink, "_write", slow)
+    task = asyncio.create_task(read_body(request([b"x" * 2_000_000], "audio/wav"), tmp_path, 0))
+    await asyncio.to_thread(began.wait, 20)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, go.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert closed == [False]
 
 
 async def test_many_uploads_at_once_hold_less_each_and_a_lone_one_holds_much_again(
