@@ -67,6 +67,13 @@ def room() -> Iterator[None]:
         raise
 
 
+def write_all(fd: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``: a full disk takes a part, and refuses only the next."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
 def write_durably(path: Path, data: bytes, *, lasting: bool = True) -> None:
     """Write ``data`` to ``path`` so that after a crash either nothing or all of it is there.
 

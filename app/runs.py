@@ -150,9 +150,17 @@ class Runs:
                 if started is None:
                     raise Cancelled("The job was cancelled.")
                 result, batch = result_path(folder, started.attempts), self._desk.batch_size(job.options.model)
-                path, of_file = str(decoded.path), (decoded.start, decoded.length)
                 task = Task(
-                    job.id, started.attempts, path, str(result), job.options, ticket.bytes, batch, job.background, *of_file
+                    job.id,
+                    started.attempts,
+                    str(decoded.path),
+                    str(result),
+                    job.options,
+                    reserved_bytes=ticket.bytes,
+                    batch_size=batch,
+                    lasting=job.background,
+                    pcm_start=decoded.start,
+                    pcm_bytes=decoded.length,
                 )
                 try:
                     measured = await slot.run(task, timeout_s, self._watched(ticket, job.options, progress))

@@ -121,15 +121,12 @@ class _Shares:
     def look(self, family: list[int], proc: Path) -> int:
         """Bytes of all."""
         with self._lock:
-            if self._looks % _LOOKS == 0 or set(family) != set(self._exact):
+            if self._looks == _LOOKS or self._exact.keys() != set(family):
                 self._looks = 0
-                folders = {member: proc / str(member) for member in family}
-                self._exact = {member: _steady(folder) for member, folder in folders.items()}
+                self._exact = {member: _steady(proc / str(member)) for member in family}
             self._looks += 1
-            return sum(self._since(proc / str(member), *then) for member, then in self._exact.items())
-
-    def _since(self, folder: Path, anonymous: int, held: int) -> int:
-        return max(0, held + _anonymous(folder) - anonymous)
+            each = ((proc / str(member), *then) for member, then in self._exact.items())
+            return sum(max(0, held + _anonymous(folder) - anonymous) for folder, anonymous, held in each)
 
 
 def _steady(folder: Path) -> tuple[int, int]:

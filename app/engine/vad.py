@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def _speech_in(block: np.ndarray, settings: SileroOptions) -> list[dict[str, int
     return found
 
 
-@lru_cache(maxsize=1)
+@cache
 def _network_in_slices() -> None:
     model = get_vad_model()  # one for the whole process
     model.session = Slices(model.session)

@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from app.durable import room
+from app.durable import room, write_all
 from app.errors import Cancelled, InputError, TooLarge
 from app.media.paths import require_disk
 from app.uploads.turn import to_its_end
@@ -192,10 +192,8 @@ class FileSink:
         require_disk(self.path.parent, size, self._reserve_mb)
         with room():
             written = os.writev(file.fileno(), pieces)
-            if written < size:  # a full disk takes a part, and refuses the next
-                rest = memoryview(b"".join(pieces))[written:]
-                while rest:
-                    rest = rest[file.write(rest) :]
+            if written < size:
+                write_all(file.fileno(), b"".join(pieces)[written:])
 
     async def close(self) -> None:
         """Write the rest and close."""

@@ -82,9 +82,10 @@ async def in_place(src: Path, settings: Settings) -> Decoded | None:
     if samples is None:
         return None
     start, length = samples
-    info = MediaInfo("wav", "pcm_s16le", length / BYTES_PER_S, RATE, 1, has_video=False)
+    seconds = length / BYTES_PER_S
+    info = MediaInfo("wav", "pcm_s16le", seconds, RATE, 1, has_video=False)
     check_length(info, settings.max_audio_s)
-    return Decoded(src, length / BYTES_PER_S, info, start, length)
+    return Decoded(src, seconds, info, start, length)
 
 
 def check_length(info: MediaInfo, cap_s: float) -> None:

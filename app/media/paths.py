@@ -18,7 +18,7 @@ import unicodedata
 from pathlib import Path
 from typing import BinaryIO
 
-from app.durable import room, shortage
+from app.durable import room, shortage, write_all
 from app.errors import DiskFull, MediaNotFound
 from app.media.process import MB
 
@@ -200,14 +200,9 @@ def _pump(source: int, target: int) -> int:
                 in_kernel = False  # two file systems, or one that cannot; both offsets are where they were
                 continue
         else:
-            count = _write_all(target, os.read(source, _COPY_CHUNK))
+            data = os.read(source, _COPY_CHUNK)
+            write_all(target, data)
+            count = len(data)
         if not count:
             return copied
         copied += count
-
-
-def _write_all(target: int, data: bytes) -> int:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(target, rest) :]
-    return len(data)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from app.durable import sync, write_durably
+from app.durable import sync, write_all, write_durably
 from app.errors import DiskFull
 from app.media.paths import require_disk
 
@@ -46,9 +46,7 @@ class Part:
             require_disk(self._data.parent, len(piece), self._reserve_mb)
             if self._file is None:
                 self._file = self._open()
-            rest = memoryview(piece)
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            write_all(self._file.fileno(), piece)
         if self._hash is not None:
             self._hash.update(piece)
 

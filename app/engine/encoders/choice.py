@@ -114,8 +114,9 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
     seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
     ends = machine.ends
     for name in reversed(candidates):
+        model = build(name, weights, ranges)
         for end in ends:
-            outputs, seconds[name + end] = timed(run(name + end, build(name, weights, ranges), machine).encode, tried)
+            outputs, seconds[name + end] = timed(run(name + end, model, machine).encode, tried)
             errors[name + end] = _error(outputs, exact)
         ends = (min(ends, key=lambda end: seconds[name + end]),)  # what is faster for one is so for the other
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)

@@ -220,9 +220,8 @@ class Family:
 
         monkeypatch.setattr(memory, "_proc_bytes", counted)
         for pid, parent in ((10, 1), (11, 10)):
-            write(
-                process(root, pid, parent, 100) / "statm", f"999999 {100 * MB // PAGE + 300} 300 1 0 1 0"
-            )  # 100 MB of its own
+            folder = process(root, pid, parent, 100)
+            write(folder / "statm", f"999999 {100 * MB // PAGE + 300} 300 1 0 1 0")
 
     def look(self) -> int:
         return own_bytes(10, self.root, self.probe) // MB

@@ -223,8 +223,10 @@ def test_where_openvino_would_use_bfloat16_float32_is_tried_too_and_the_faster_o
     monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: True)
     monkeypatch.setattr(parts.choice, "observe", lambda *_: (ranges, exact))
     monkeypatch.setattr(parts.choice, "run", lambda name, model, machine: SimpleNamespace(encode=name))
-    ends_slow = {"": lambda name: not name.endswith("_float32"), "_float32": lambda name: name.endswith("_float32")}[slow]
-    monkeypatch.setattr(parts.choice, "timed", lambda name, tried: (exact, 0.5 if ends_slow(name) else 0.1))
+    took = {True: 0.5, False: 0.1}
+    monkeypatch.setattr(
+        parts.choice, "timed", lambda name, tried: (exact, took[name.endswith("_float32") is (slow == "_float32")])
+    )
     choice = parts.choice.choose(weights, (exact, 1.0), mels, parts.choice.Machine(1, 2, "int8"))
     tried = {"openvino_int8_dynamic", "openvino_int8_dynamic_float32", f"openvino_int8{kept}"}
     assert set(choice.seconds) == {"ctranslate2", *tried}
