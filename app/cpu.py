@@ -25,6 +25,11 @@ def wide_vectors(info: Path = INFO) -> bool:
     return {*_AVX512, _UNTHROTTLED} <= set(_line("flags", info).split())
 
 
+def multiplies_int8(info: Path = INFO) -> bool:
+    """Whether it has instructions for sums of products of 8-bit integers (VNNI)."""
+    return not {"avx512_vnni", "avx_vnni"}.isdisjoint(_line("flags", info).split())
+
+
 def advise(environ: MutableMapping[str, str], info: Path = INFO) -> None:
     """Tell CTranslate2 to use AVX-512 where it should, unless somebody has said already what it shall use."""
     if wide_vectors(info):

@@ -42,6 +42,13 @@ def test_wide_vectors_are_used_only_where_all_they_need_is_there_and_they_do_not
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"), [(ZEN_4, True), (SKYLAKE, False), ("avx2 avx_vnni", True), ("fp asimd", False), ("", False)]
+)
+def test_int8_products_need_instructions_of_their_own(tmp_path: Path, flags: str, expected: bool) -> None:
+    assert cpu.multiplies_int8(described(tmp_path, flags)) is expected
+
+
+@pytest.mark.parametrize(
     ("flags", "given", "expected"),
     [
         (ZEN_4, {}, {"CT2_FORCE_CPU_ISA": "AVX512"}),

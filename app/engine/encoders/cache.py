@@ -30,7 +30,7 @@ OLD_S = 3600.0
 """Seconds after which a folder is left over; a load takes less (``STENOPOOL_SETUP_TIMEOUT_S``)."""
 RESERVE_BYTES = 512 << 20
 """Disk that is left to others."""
-FORMAT = 4
+FORMAT = 5
 """To be raised whenever graphs, ranges or the way of choosing change."""
 
 

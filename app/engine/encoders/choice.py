@@ -16,13 +16,15 @@ import numpy as np
 import openvino
 
 from app.engine.encoders.graph import Graph, Numbers
-from app.engine.encoders.int8 import DynamicInt8, Int8, Range, group_size
+from app.engine.encoders.int8 import DynamicInt8, FloatAttention, Int8, Range, group_size
 from app.engine.encoders.runtime import FLOAT32, Encoder, observe, uses_bfloat16
 from app.engine.encoders.weights import Weights
 
 log = logging.getLogger("stenopool.engine")
 
 CTRANSLATE2, INT8, DYNAMIC, FLOAT = "ctranslate2", "openvino_int8", "openvino_int8_dynamic", "openvino_float"
+FLOAT_ATTENTION = "openvino_int8_dynamic_float_attention"
+"""Tried where the other dynamic one is not exact enough."""
 IN_FLOAT32 = "_float32"
 """Ends the names of those int8 encoders whose attention is told to be float32, where it would be bfloat16."""
 TRIED = 2
@@ -83,16 +85,23 @@ class Machine:
 
 def build(name: str, weights: Weights, ranges: dict[str, Range]) -> openvino.Model:
     """The graph of one of OpenVINO's encoders."""
-    numbers: dict[str, Callable[[], Numbers]] = {INT8: lambda: Int8(ranges), DYNAMIC: DynamicInt8, FLOAT: Numbers}
+    numbers: dict[str, Callable[[], Numbers]] = {
+        INT8: lambda: Int8(ranges),
+        DYNAMIC: DynamicInt8,
+        FLOAT_ATTENTION: FloatAttention,
+        FLOAT: Numbers,
+    }
     return Graph(weights, numbers[name.removesuffix(IN_FLOAT32)]()).whole()
 
 
 def run(name: str, model: openvino.Model, machine: Machine) -> Encoder:
     """What :func:`build` gave, ready to be called."""
     width = model.output(0).partial_shape[-1].get_length()
+    dynamic = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(width))}
     options: dict[str, dict[str, str]] = {
         INT8: {},
-        DYNAMIC: {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(width))},
+        DYNAMIC: dynamic,
+        FLOAT_ATTENTION: dynamic,
         FLOAT: FLOAT32 if machine.compute_type == "float32" else {},
     }
     precision = FLOAT32 if name.endswith(IN_FLOAT32) else {}
@@ -113,12 +122,20 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
     ranges, exact = observe(weights, [*mels[:windows], *tried], windows, machine.calls * machine.threads)
     seconds, errors = {CTRANSLATE2: took}, {CTRANSLATE2: _error(outputs, exact)}
     ends = machine.ends
-    for name in reversed(candidates):
+
+    def measure(name: str) -> None:
+        nonlocal ends
         model = build(name, weights, ranges)
         for end in ends:
             outputs, seconds[name + end] = timed(run(name + end, model, machine).encode, tried)
             errors[name + end] = _error(outputs, exact)
-        ends = (min(ends, key=lambda end: seconds[name + end]),)  # what is faster for one is so for the other
+        ends = (min(ends, key=lambda end: seconds[name + end]),)  # what is faster for one is so for the others
+
+    for name in reversed(candidates):
+        measure(name)
+    if DYNAMIC in candidates and not any(name.startswith(DYNAMIC) for name in exact_enough(errors)):
+        ends = machine.ends  # attention in float is another question
+        measure(FLOAT_ATTENTION)
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)
     log.info("encoder: %s; seconds per window: %s; relative errors: %s", choice.name, _shown(seconds), _shown(errors))
     return replace(choice, ranges=ranges) if choice.name.removesuffix(IN_FLOAT32) == INT8 else choice
@@ -126,11 +143,16 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
 
 def fastest(seconds: dict[str, float], errors: dict[str, float], *, forced: bool = False) -> str:
     """The name of the best one; CTranslate2's where no other one is exact enough, and clearly faster or ``forced``."""
-    allowed = max(MOST_ERROR, TIMES_ERROR * errors[CTRANSLATE2])
-    exact = {name: took for name, took in seconds.items() if name != CTRANSLATE2 and errors[name] <= allowed}
+    exact = {name: seconds[name] for name in exact_enough(errors)}
     as_fast = [name for name, took in exact.items() if took <= AS_FAST * min(exact.values())]
     best = min(as_fast, key=lambda name: errors[name], default=CTRANSLATE2)
     return best if forced or seconds[best] < MARGIN * seconds[CTRANSLATE2] else CTRANSLATE2
+
+
+def exact_enough(errors: dict[str, float]) -> list[str]:
+    """Which of OpenVINO's encoders may be used."""
+    allowed = max(MOST_ERROR, TIMES_ERROR * errors[CTRANSLATE2])
+    return [name for name, error in errors.items() if name != CTRANSLATE2 and error <= allowed]
 
 
 def timed(encode: Encode, mels: Sequence[np.ndarray]) -> Timed:

@@ -32,6 +32,10 @@ class Numbers:
         """``given`` (batch, inputs, time) under ``weight`` (outputs, inputs, 3)."""
         return convolution(given, op.constant(weight), stride)
 
+    def attention(self, queries: Any, keys: Any, values: Any) -> Any:
+        """Of all positions to all, (batch, heads, time, width of a head) each."""
+        return op.scaled_dot_product_attention(queries, keys, values)
+
 
 def convolution(given: Any, weight: Any, stride: int) -> Any:
     """Over time, padded by one on both sides."""
@@ -105,7 +109,7 @@ class Graph:
         shape = op.constant([0, 0, self._heads, self._width // self._heads])
         parts = [op.reshape(part, shape, True) for part in op.split(joined, op.constant(2), 3).outputs()]
         queries, keys, values = (op.transpose(part, op.constant([0, 2, 1, 3])) for part in parts)
-        heads = op.transpose(op.scaled_dot_product_attention(queries, keys, values), op.constant([0, 2, 1, 3]))
+        heads = op.transpose(self._numbers.attention(queries, keys, values), op.constant([0, 2, 1, 3]))
         return op.add(x, self._linear(f"{name}/linear_1", op.reshape(heads, op.constant([0, 0, self._width]), True)))
 
     def _feed_forward(self, name: str, x: Any) -> Any:

@@ -3,6 +3,11 @@
 A few channels of a transformer's activations are far larger than the others. Before each product they are divided by a
 factor per channel, and the weights are multiplied by it (SmoothQuant, Xiao et al., ICML 2023, section 4), so that both fit
 into eight bits. OpenVINO computes a ``FakeQuantize`` in front of an int8 weight as one int8 product.
+
+Attention's scores are int8 products too, with steps that follow the window at hand, so no ranges are needed: one for each
+query, one for all keys of a head. What all keys of a head have in common is taken off first: it adds the same to all scores of
+a query, which their softmax does not see, and is most of what would not fit (SageAttention, Zhang et al., ICLR 2025, section
+4). The probabilities and the values stay as they are.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from typing import Any
 import numpy as np
 from openvino import opset13 as op
 
+from app import cpu
 from app.engine.encoders.graph import Numbers, convolution
 
 ALPHA = 0.95
@@ -59,7 +65,21 @@ def group_size(width: int) -> int:
     return next((size for size in GROUPS if width % size == 0), GROUPS[-1])
 
 
-class DynamicInt8(Numbers):
+class _Int8Scores(Numbers):
+    def attention(self, queries: Any, keys: Any, values: Any) -> Any:
+        """See :class:`Numbers`. In float without the instructions: OpenVINO would neither fuse it nor be exact."""
+        if not cpu.multiplies_int8():
+            return super().attention(queries, keys, values)
+        keys = op.subtract(keys, op.reduce_mean(keys, op.constant([2]), True))
+        queries, query_scale = _within_one(queries, axes=[3])
+        keys, key_scale = _within_one(keys, axes=[2, 3])
+        width = int(values.get_output_partial_shape(0)[3].get_length())
+        scale = op.multiply(op.multiply(query_scale, key_scale), op.constant(np.float32(width**-0.5)))
+        scores = op.multiply(op.matmul(queries, keys, False, True), scale)
+        return op.matmul(op.softmax(scores, 3), values, False, False)
+
+
+class DynamicInt8(_Int8Scores):
     """Weights in int8. OpenVINO rounds activations while it computes, where it is told to, or leaves them."""
 
     def product(self, name: str, given: Any, weight: np.ndarray) -> Any:
@@ -67,7 +87,13 @@ class DynamicInt8(Numbers):
         return op.matmul(given, int8_constant(weight), False, True)
 
 
-class Int8(Numbers):
+class FloatAttention(DynamicInt8):
+    """For models whose scores do not fit into eight bits."""
+
+    attention = Numbers.attention
+
+
+class Int8(_Int8Scores):
     """Weights and activations in int8; ``ranges`` by layer."""
 
     def __init__(self, ranges: dict[str, Range]) -> None:
@@ -100,6 +126,13 @@ def _smoothing(seen: Range, weight: np.ndarray) -> np.ndarray:
     given = np.maximum(np.maximum(np.abs(seen.low), np.abs(seen.high)), _LEAST)
     factor: np.ndarray = given**ALPHA / np.maximum(np.abs(weight).max(0), _LEAST) ** (1 - ALPHA)
     return factor.astype(np.float32, copy=False)
+
+
+def _within_one(given: Any, axes: list[int]) -> tuple[Any, Any]:
+    """In 255 steps from -1 to 1, and what that must be multiplied by, which is one number along ``axes``."""
+    scale = op.maximum(op.reduce_max(op.abs(given), op.constant(axes), True), op.constant(np.float32(_LEAST)))
+    bounds = [op.constant(np.float32(bound)) for bound in (-1, 1)]
+    return op.fake_quantize(op.divide(given, scale), *bounds, *bounds, _STEPS), scale
 
 
 def _rounded(given: Any, seen: Range) -> Any:

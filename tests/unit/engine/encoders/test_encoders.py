@@ -117,6 +117,57 @@ def test_eight_bits_stay_near_float32_on_windows_that_no_range_was_taken_from(
     assert 1e-5 < max(missed(encoder.encode(mel), wanted) for mel, wanted in zip(mels[5:], exact, strict=True)) < most
 
 
+@pytest.mark.parametrize(
+    ("kind", "precision", "least", "most"),
+    [("DynamicInt8", "f32", 1e-3, 0.02), ("DynamicInt8", "bf16", 1e-3, 0.05), ("FloatAttention", "f32", -1, 1e-5)],
+)
+def test_attention_in_eight_bits_is_near_that_in_float32_where_all_keys_have_much_in_common(
+    parts: Parts, kind: str, precision: str, least: float, most: float
+) -> None:
+    import openvino
+    from openvino import opset13 as op
+
+    chance = np.random.default_rng(0)
+    given = [chance.normal(size=(1, 2, 300, 32)).astype(np.float32) for _ in range(3)]
+    given[0][:, 1] /= 100  # a head that is far smaller than the other
+    given[0][:, :, 7] *= 3  # a query that is larger than the others
+    given[1] += 10 * chance.normal(size=32).astype(np.float32)
+
+    def attended(numbers: Any, precision: str) -> np.ndarray:
+        inputs = [op.parameter([-1, 2, -1, 32], np.float32) for _ in given]
+        model = openvino.Model([numbers.attention(*inputs)], inputs, "attention")
+        options = {"INFERENCE_PRECISION_HINT": precision}
+        found: np.ndarray = openvino.Core().compile_model(model, "CPU", options)(given)[0]
+        return found
+
+    if kind == "DynamicInt8" and not parts.int8.cpu.multiplies_int8():
+        pytest.skip("int8 scores are not used on this processor")
+    wanted = attended(parts.graph.Numbers(), "f32")
+    assert least < missed(attended(getattr(parts.int8, kind)(), precision), wanted) < most
+
+
+@pytest.mark.parametrize(("able", "rounds"), [(True, True), (False, False)])
+def test_scores_are_rounded_only_where_the_processor_multiplies_eight_bits(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, able: bool, rounds: bool
+) -> None:
+    import openvino
+    from openvino import opset13 as op
+
+    monkeypatch.setattr(parts.int8.cpu, "multiplies_int8", lambda: able)
+    inputs = [op.parameter([1, 1, 4, 8], np.float32) for _ in range(3)]
+    model = openvino.Model([parts.int8.DynamicInt8().attention(*inputs)], inputs, "attention")
+    assert any(node.get_type_name() == "FakeQuantize" for node in model.get_ops()) is rounds
+
+
+def test_attention_of_nothing_but_zeros_gives_numbers(parts: Parts) -> None:
+    import openvino
+    from openvino import opset13 as op
+
+    inputs = [op.parameter([1, 1, 4, 8], np.float32) for _ in range(3)]
+    model = openvino.Model([parts.int8.DynamicInt8().attention(*inputs)], inputs, "attention")
+    assert not openvino.Core().compile_model(model, "CPU")([np.zeros((1, 1, 4, 8), np.float32)] * 3)[0].any()
+
+
 def test_a_model_whose_constants_are_mapped_and_whose_file_is_deleted_still_encodes(
     parts: Parts, weights: Any, mels: list[np.ndarray], tmp_path: Path
 ) -> None:
@@ -246,6 +297,37 @@ def test_a_static_encoder_that_is_chosen_keeps_its_ranges_in_whichever_precision
     choice = parts.choice.choose(weights, (exact, 1.0), mels, parts.choice.Machine(1, 2, "int8"))
     assert choice.name == ("openvino_int8_float32" if bfloat16 else "openvino_int8")
     assert choice.ranges is ranges
+
+
+@pytest.mark.parametrize(
+    ("static", "error", "chosen"),
+    [
+        (0.5, 0.01, "openvino_int8_dynamic_float_attention"),
+        (0.02, 0.01, "openvino_int8_dynamic_float_attention"),
+        (0.5, 0.5, "ctranslate2"),
+    ],
+)
+def test_attention_in_float_is_tried_where_the_other_dynamic_one_is_not_exact_enough(
+    parts: Parts,
+    weights: Any,
+    mels: list[np.ndarray],
+    observed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    static: float,
+    error: float,
+    chosen: str,
+) -> None:
+    ranges, exact = observed
+    monkeypatch.setattr(parts.choice, "uses_bfloat16", lambda: False)
+    monkeypatch.setattr(parts.choice, "observe", lambda *_: (ranges, exact))
+    monkeypatch.setattr(parts.choice, "run", lambda name, model, machine: SimpleNamespace(encode=name))
+    missed_by = {"openvino_int8_dynamic_float_attention": error, "openvino_int8": static}
+    monkeypatch.setattr(
+        parts.choice, "timed", lambda name, tried: ([one * (1 + missed_by.get(name, 0.5)) for one in exact], 0.1)
+    )
+    choice = parts.choice.choose(weights, (exact, 1.0), mels, parts.choice.Machine(1, 2, "int8"))
+    assert choice.name == chosen
+    assert len(choice.seconds) == 4
 
 
 @pytest.mark.parametrize(
