@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,16 +38,25 @@ class Piece:
         return int(self.window.end * RATE) - int(self.window.start * RATE)
 
 
-def recognise(model: WindowModel, pieces: Sequence[Piece]) -> list[Decoded]:
-    """What the windows say. Batched or alone, the words are the same."""
-    mels = (model.log_mel(samples(one.speech.pcm, one.window.start, one.window.end)) for one in pieces)
+def recognise(model: WindowModel, pieces: Sequence[Piece], *, give_way: Callable[[], None] = lambda: None) -> list[Decoded]:
+    """What the windows say. Batched or alone, the words are the same.
+
+    ``give_way()`` is called before each step that takes long; it may wait for a while.
+    """
+
+    def mels() -> Iterator[np.ndarray]:
+        for piece in pieces:
+            give_way()
+            yield model.log_mel(samples(piece.speech.pcm, piece.window.start, piece.window.end))
+
     encoded = []
-    for piece, output in zip(pieces, model.encoded(mels), strict=True):
+    for piece, output in zip(pieces, model.encoded(mels()), strict=True):
         encoded.append(output)
         if piece.speech.language is None:
             piece.speech.language, piece.speech.probability = model.language_of(output)
             piece.told()
     tokenizers = [_tokenizer(model, piece.speech) for piece in pieces]
+    give_way()
     decoded = model.decode(np.stack(encoded), tokenizers, [piece.speech.options for piece in pieces])
     wanted = [number for number, piece in enumerate(pieces) if piece.speech.options.word_timestamps == "fast"]
     texts = [Text(encoded[n], pieces[n].samples, decoded[n].tokens, tokenizers[n]) for n in wanted]

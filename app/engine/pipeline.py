@@ -20,8 +20,9 @@ from app.engine.asr import Decoded, WindowModel
 from app.engine.attention import Spoken
 from app.engine.batch import Piece, Speech, recognise
 from app.engine.devices import align_device
+from app.engine.lease import Lease, Stopped, Unit
 from app.engine.models import load
-from app.engine.runners import Lease, Runners, Stopped, Unit
+from app.engine.runners import Runners
 from app.engine.vad import RATE, PyannoteVad, Window, find_windows
 from app.errors import Cancelled
 from app.jobs import TranscribeOptions
@@ -101,7 +102,7 @@ class Pipeline:
 
     def _recognise_batch(self, units: Sequence[Unit[Piece]]) -> list[Decoded]:
         pieces = [unit.window for unit in units if unit.window is not None]
-        return gpu.halving(partial(recognise, self._model), pieces)
+        return gpu.halving(partial(recognise, self._model, give_way=self._runners.give_way), pieces)
 
     def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:
         """Segments of all windows; where the language is not known, the first window tells it to the others."""

@@ -14,40 +14,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Generic, TypeVar
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic
 
-W = TypeVar("W")
-R = TypeVar("R")
+from app.engine.lease import Lease, Unit, W
 
-LOOK_S = 0.2
-"""Seconds after which a job that waits for its turn looks whether it has been cancelled."""
+EXPRESS = "express"
+GIVE_WAY_S = 1.0
+"""Seconds that a runner rests at most for the express' sake, before each of its windows."""
 SOON_S = 0.003
 """Seconds that a batch waits at most for the windows of a job whose first calls have just ended: its thread must wake up."""
-
-
-@dataclass(eq=False)
-class Unit(Generic[W]):
-    """One window, or one call, of a job. ``done`` is set when ``result`` or ``error`` is there."""
-
-    job: Lease[W]
-    window: W | None
-    call: Callable[[], Any] | None = None
-    result: Any = None
-    error: BaseException | None = None
-    done: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass
-class Spent:
-    """What a job took: seconds of a runner, and the most engine calls and windows that were at work at once meanwhile."""
-
-    seconds: float = 0.0
-    calls: int = 1
-    windows: int = 1
 
 
 Run = Callable[[Sequence[Unit[W]]], Iterable[Any]]
@@ -67,33 +44,48 @@ class Runners(Generic[W]):
         self._jobs: set[Lease[W]] = set()
         self._idle = count
         self._windows = self._entered = self._hurrying = 0
+        self._most = 1, 1
+        self._resting = False
         self._express = express
         self._busy: list[Lease[W]] = []
         for number in range(count):
             threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
         if express:
-            threading.Thread(target=self._hurry, name="express", daemon=True).start()
+            threading.Thread(target=self._hurry, name=EXPRESS, daemon=True).start()
 
     def lease(self, cancelled: Callable[[], bool], size: int | None = None) -> Lease[W]:
         """A job's way in; to be used as a context. ``size``: windows of a batch that it leads, if fewer than usual."""
         return Lease(self, cancelled, min(size or self._size, self._size))
 
+    def give_way(self) -> None:
+        """For ``run``, between two windows: one of several runners rests while the express is at work."""
+        with self._changed:
+            if self._resting or not self._hurrying or self._count < 2 or threading.current_thread().name == EXPRESS:
+                return
+            self._resting, until = True, time.monotonic() + GIVE_WAY_S
+            while self._changed.wait_for(lambda: not self._hurrying, until - time.monotonic()):
+                if not self._changed.wait_for(lambda: self._hurrying, SOON_S):
+                    break
+            self._resting = False
+
     # -- what leases do
 
-    def _enter(self, job: Lease[W]) -> None:
+    def enter(self, job: Lease[W]) -> None:
         with self._changed:
+            if not self._jobs:
+                self._most = 1, 1
             self._entered += 1
             job.number = self._entered
             self._jobs.add(job)
             self._note(job)
 
-    def _leave(self, job: Lease[W]) -> None:
+    def leave(self, job: Lease[W]) -> None:
         with self._changed:
             job.pending.clear()
             self._ready.pop(job, None)
             self._jobs.discard(job)
 
-    def _add(self, job: Lease[W], units: Iterable[Unit[W]]) -> None:
+    def add(self, job: Lease[W], units: Iterable[Unit[W]]) -> None:
         with self._changed:
             job.pending.extend(units)
             job.long = len(job.pending) > self._size
@@ -223,8 +215,9 @@ class Runners(Generic[W]):
             self._note(job)
 
     def _note(self, job: Lease[W]) -> None:
-        job.spent.calls = max(job.spent.calls, self._count - self._idle + self._hurrying)
-        job.spent.windows = max(job.spent.windows, self._windows)
+        calls, windows = self._most
+        self._most = max(calls, self._count - self._idle + self._hurrying), max(windows, self._windows)
+        job.spent.calls, job.spent.windows = self._most
 
     def _finished(self, units: Sequence[Unit[W]], seconds: float) -> None:
         self._windows -= len(units)
@@ -234,61 +227,6 @@ class Runners(Generic[W]):
             self._queue(unit.job)
             unit.done.set()
         self._changed.notify_all()  # the express looks who is at work now
-
-
-class Lease(Generic[W]):
-    """One job's place among the others. Only the thread of the job may use it.
-
-    ``calling``: a call of it is at work; ``is_coming``: it has not brought its windows yet; ``brought``: how many they were.
-    """
-
-    def __init__(self, runners: Runners[W], cancelled: Callable[[], bool], size: int) -> None:
-        self._runners, self._cancelled = runners, cancelled
-        self.size = size
-        self.number = self.brought = 0
-        self.pending: deque[Unit[W]] = deque()
-        self.spent = Spent()
-        self.holds = self.held = self.long = self.calling = False
-        self.is_coming = True
-
-    def __enter__(self) -> Lease[W]:
-        self._runners._enter(self)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._runners._leave(self)
-
-    def call(self, function: Callable[[], R]) -> R:
-        """``function()`` in a runner, in turn."""
-        (result,) = self.calls([function])
-        return result
-
-    def calls(self, functions: Iterable[Callable[[], R]]) -> Iterator[R]:
-        """Results of all of them, in order; they may run at the same time."""
-        return self._results([Unit(self, None, function) for function in functions])
-
-    def windows(self, windows: Iterable[W], *, hold: bool = False) -> Iterator[Any]:
-        """Results of all windows, in order. ``hold``: the others wait until the first has told something to them.
-
-        That is when it has ended, or earlier when :meth:`Runners.release` is called.
-        """
-        units = [Unit(self, window) for window in windows]
-        self.holds, self.is_coming, self.brought = hold, False, len(units)
-        return self._results(units)
-
-    def _results(self, units: list[Unit[W]]) -> Iterator[Any]:
-        self._runners._add(self, units)
-        for unit in units:
-            while not unit.done.wait(LOOK_S):
-                if self._cancelled():
-                    raise Stopped
-            if unit.error is not None:
-                raise unit.error
-            yield unit.result
-
-
-class Stopped(Exception):
-    """The job was cancelled while it waited for its turn."""
 
 
 def _call(unit: Unit[Any]) -> None:

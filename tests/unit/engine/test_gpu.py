@@ -175,7 +175,7 @@ def test_batch_that_fails_for_another_reason_is_not_tried_in_parts(engine: Simpl
 def test_error_of_a_device_that_works_no_more_is_told_from_one_of_the_input(
     engine: SimpleNamespace, pipeline: Any, task: Any, monkeypatch: pytest.MonkeyPatch, text: str, lost: bool
 ) -> None:
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise RuntimeError(text)
 
     monkeypatch.setattr(engine.pipeline, "recognise", fails)

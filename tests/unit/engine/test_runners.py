@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.runners import Lease, Runners, Stopped, Unit
+from app.engine.lease import Lease, Stopped, Unit
+from app.engine.runners import Runners
 
 Tools = Callable[..., "Tool"]
 
@@ -241,6 +242,18 @@ def test_what_was_at_work_at_once_is_told_to_every_job_that_was_there(threads: T
     assert (watching.spent.calls, watching.spent.windows, watching.spent.seconds) == (2, 4, 0.0)
 
 
+def test_what_batches_before_it_had_at_work_is_told_to_a_job_too_until_there_is_none() -> None:
+    tool = Tool()
+    tool.go()
+    with tool.runners.lease(never):
+        assert len(job(tool, range(4))) == 4
+        with tool.runners.lease(never) as after:  # what those have freed may be counted as its own
+            assert list(after.windows(["one"])) == ["<one>"]
+    with tool.runners.lease(never) as later:
+        assert list(later.windows(["one"])) == ["<one>"]
+    assert (after.spent.windows, later.spent.windows) == (4, 1)
+
+
 def test_a_batch_waits_for_more_windows_only_where_other_jobs_are_about(threads: ThreadPoolExecutor) -> None:
     tool = Tool(wait_s=30.0)
     tool.go()
@@ -374,3 +387,77 @@ def test_windows_are_spread_over_idle_runners_as_if_those_that_are_coming_were_t
     with tool.runners.lease(never):
         assert threads.submit(job, tool, ["1", "2"]).result(10) == ["<1>", "<2>"]
     assert tool.batches == [["1", "2"]]
+
+
+# -- giving way to it
+
+
+def test_one_of_two_runners_rests_while_the_express_is_at_work(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, express=True)
+    long = threads.submit(job, tool, long_ones("long"))
+    tool.until_began()
+    tool.until_began()
+    short = threads.submit(job, tool, ["short"])
+    tool.until_began()
+    resting = threads.submit(tool.runners.give_way)
+    while not tool.runners._resting:
+        pass
+    tool.runners.give_way()  # the other one goes on
+    assert not resting.done()
+    tool.go()
+    resting.result(10)
+    assert short.result(10) == ["<short>"]
+    assert len(long.result(10)) == 20
+
+
+@pytest.mark.parametrize(("count", "express"), [(1, True), (2, False), (2, True)])
+def test_nobody_rests_where_the_express_is_not_at_work_or_there_is_one_runner(
+    threads: ThreadPoolExecutor, count: int, express: bool
+) -> None:
+    tool = Tool(count=count, express=express)
+    long = threads.submit(job, tool, long_ones("long"))
+    for _ in range(count):
+        tool.until_began()
+    if count == 1:
+        threads.submit(job, tool, ["short"])
+        tool.until_began()
+    tool.runners.give_way()
+    tool.go()
+    assert len(long.result(10)) == 20
+
+
+def test_a_runner_does_not_rest_for_ever(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.runners.GIVE_WAY_S", 0.01)
+    tool = Tool(count=2, express=True)
+    long = threads.submit(job, tool, long_ones("long"))
+    tool.until_began()
+    tool.until_began()
+    short = threads.submit(job, tool, ["short"])
+    tool.until_began()
+    tool.runners.give_way()
+    assert not short.done()
+    tool.go()
+    assert len(long.result(10)) == 20
+
+
+def test_the_express_itself_does_not_rest(threads: ThreadPoolExecutor) -> None:
+    ways: list[str] = []
+
+    def run(units: Sequence[Unit[Any]]) -> list[Any]:
+        if units[0].window == "short":
+            runners.give_way()
+            ways.append(threading.current_thread().name)
+            gate.set()
+        assert gate.wait(10)
+        return [unit.window for unit in units]
+
+    gate = threading.Event()
+    runners: Runners[Any] = Runners(run, 2, 4, express=True)
+    with runners.lease(never) as long:
+        results = long.windows(long_ones("long"))
+        first = threads.submit(next, results)
+        with runners.lease(never) as short:
+            assert list(short.windows(["short"])) == ["short"]
+        assert first.result(10) == "long 0"
+        assert len(list(results)) == 19
+    assert ways == ["express"]
