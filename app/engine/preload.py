@@ -18,7 +18,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
-os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")  # 1024 kernels of aligners for any length take 300 MB
 cpu.advise(os.environ)
 os.environ["PYANNOTE_METRICS_ENABLED"] = "false"  # pyannote.audio reports its use to a remote collector by default

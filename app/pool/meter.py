@@ -7,8 +7,6 @@ the resident size stands in.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import os
 import threading
@@ -17,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from app import heap
 
 INTERVAL_S = 0.03
 REST_S = 1.0
@@ -42,7 +42,7 @@ class Meter:
         self._offset = _private() - _anonymous()
         self._base = self._peak = _anonymous()
         self._own: dict[str, int] = {}
-        self._rests_at, self._trimmed_at = math.inf, -math.inf
+        self._rests_at, self._trimmed_at, self._owed = math.inf, -math.inf, False
         self._highest: dict[str, int] = {}
         threading.Thread(target=self._sample_for_ever, name="meter", daemon=True).start()
 
@@ -70,12 +70,16 @@ class Meter:
             del self._own[job_id]
             highest = self._highest.pop(job_id)
             if self._own:
-                if self._shared() > self._work_bytes and time.monotonic() - self._trimmed_at > REST_S:
-                    self._trimmed_at = time.monotonic()
-                    _trim()  # what ended jobs left behind must not be held beside the reservations of the others
+                if self._shared() > self._work_bytes:
+                    self._owed = True  # what ended jobs left behind must not be held beside the reservations of the others
             else:
                 self._rests_at = time.monotonic() + (0.0 if self._heavy() else REST_S)
             return highest
+
+    def relieve(self) -> None:
+        """Memory is short: what batches have freed is given back now, and not when all jobs have ended."""
+        with self._lock:
+            self._owed = True
 
     def _heavy(self) -> bool:
         """Whether jobs left more behind than the next one may begin with."""
@@ -85,7 +89,8 @@ class Meter:
         """Give back what is not needed; bytes that it keeps."""
         self._rests_at = math.inf
         self._busy.clear()
-        _trim()
+        self._owed = False
+        heap.give_back()
         self._base = self._peak = _anonymous()
         return max(0, self._base + self._offset)
 
@@ -93,6 +98,9 @@ class Meter:
         while True:
             self._busy.wait()
             with self._lock:
+                if self._owed and time.monotonic() - self._trimmed_at > REST_S:  # it is slow, and all jobs allocate meanwhile
+                    self._trimmed_at, self._owed = time.monotonic(), False
+                    heap.give_back()
                 self._look()
                 kept = self._rest() if time.monotonic() > self._rests_at else None
             if kept is not None:
@@ -126,9 +134,3 @@ def _private() -> int:
         return int(lines["Private_Dirty"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return _anonymous()
-
-
-def _trim() -> None:
-    """Give freed memory back to the system (glibc keeps it otherwise)."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -20,14 +20,11 @@ from multiprocessing.process import BaseProcess
 
 import psutil
 
+from app import heap
 from app.pool import messages, worker
 from app.work import WorkerSetup
 
 METHOD = "forkserver" if sys.platform == "linux" else "spawn"
-
-ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(64 << 20)}
-"""glibc's settings for workers, read when a process starts: without them a worker keeps twice as much after a long file.
-Lower thresholds give no memory back that these do not, and cost page faults (``docs/decisions/0010``)."""
 
 
 class Child:
@@ -104,8 +101,7 @@ class Spawner:
 
     def __init__(self, preload: tuple[str, ...]) -> None:
         self._context = multiprocessing.get_context(METHOD)
-        for name, value in ALLOCATOR.items():
-            os.environ.setdefault(name, value)  # inherited by the forkserver, and so by the workers
+        os.environ.update(heap.settings(heap.libc(), os.environ))  # inherited by the forkserver, and so by the workers
         if METHOD == "forkserver":
             self._context.set_forkserver_preload(["app.pool.forkserver", *preload])
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="spawn")

@@ -24,12 +24,14 @@ LEAVES = {
     "rounds",
     "cgroups",
     "cpu",
+    "heap",
 }
 ROOMS = {
     "errors": set(),
     "settings": {"cgroups"},
     "cgroups": set(),
     "cpu": set(),
+    "heap": set(),
     "logs": set(),
     "lock": {"errors"},
     "rounds": set(),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app import heap
 from app.engine.asr import WindowModel
 from app.engine.devices import compute_type
 from app.engine.encoders import cache
@@ -52,8 +53,10 @@ def _chosen(setup: WorkerSetup, path: str, machine: Machine, load: Load) -> Choi
     if choice is None:
         with cache.trying(folder, name):
             own, mels = _own(load(path), setup)
+            heap.give_back()  # loading takes the most memory: none of it twice
             choice = choose(Weights(file), own, mels, machine, forced=setup.encoder != "auto")
             cache.save(folder, name, choice)
+        heap.give_back()
     return choice
 
 
