@@ -6,10 +6,16 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
 
 _MIB = 1 << 20
 _NEVER = 1 << 40
 """Free bytes at the heap's end above which glibc gives them back by itself."""
+SPARE_BYTES = 64 << 20
+"""What may be left behind for the next piece of work."""
+_STATM, _PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 
 
@@ -17,8 +23,8 @@ def settings(libc: str, given: Mapping[str, str]) -> dict[str, str]:
     """Environment variables for a process that is about to start. ``libc``: as "glibc 2.36"; ``given``: its environment so far.
 
     One arena that keeps what a batch has freed: the next batch would else have every page of it mapped and cleared again,
-    a seventh of its time. The worker's meter gives it back. Before 2.35, glibc takes no threshold above 32 MiB for single
-    blocks; and who has set one of them has other plans, with which keeping everything need not be right.
+    a seventh of its time. :class:`Keeper` gives it back when there is none. Before 2.35, glibc takes no threshold above
+    32 MiB for single blocks; and who has set one of them has other plans, with which keeping everything need not be right.
     """
     if not libc.startswith("glibc "):
         return {}
@@ -35,7 +41,31 @@ def libc() -> str:
     return ""
 
 
+class Keeper:
+    """Gives back what a piece of work has left behind where that is more than :data:`SPARE_BYTES`."""
+
+    def __init__(self) -> None:
+        self._floor = anonymous()
+
+    def settle(self) -> None:
+        """To be called after the work. From any thread; two at once do no harm."""
+        now = anonymous()
+        if now - self._floor > SPARE_BYTES:
+            give_back()
+            now = self._floor = anonymous()
+        self._floor = min(self._floor, now)
+
+
 def give_back() -> None:
     """Give what has been freed back to the system; takes milliseconds for each 100 MB. Elsewhere than with glibc, nothing."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def anonymous() -> int:
+    """Resident bytes of this process that no file backs."""
+    try:
+        _, resident, shared, *_ = _STATM.read_bytes().split()
+        return (int(resident) - int(shared)) * _PAGE
+    except OSError:
+        return int(psutil.Process().memory_info().rss)

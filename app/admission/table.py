@@ -51,7 +51,7 @@ VAD: dict[str, dict[str, float]] = {
 }
 
 FREED = 64 * MB
-"""What a batch frees, the allocator keeps (decision 10), and other parts of the pipeline cannot take."""
+"""What earlier windows freed and the allocator keeps until the worker is idle: up to the trim threshold of decision 10."""
 
 JOB_BYTES = 1 * MB
 """A job's windows, texts and messages."""

@@ -60,7 +60,7 @@ class RemotePool:
     def make_room(self, amount: int, keep: frozenset[str]) -> None:
         """Nodes do that themselves."""
 
-    def tick(self, *, relieve: bool = False, evict_idle: bool = False) -> None:
+    def tick(self, *, evict_idle: bool = False) -> None:
         """Nodes do that themselves."""
 
     def shed_newest(self) -> bool:

@@ -168,7 +168,7 @@ class Desk(Bills):
             controller.closed_because = refusals.memory_low(used) if low else None
         if self.step >= Step.SHED_NEWEST:
             self.pool.shed_newest()
-        self.pool.tick(relieve=self.step >= Step.SMALLER_BATCHES, evict_idle=self.step >= Step.EVICT_IDLE)
+        self.pool.tick(evict_idle=self.step >= Step.EVICT_IDLE)
         self.changed()
 
     def _set_budget(self) -> None:

@@ -30,10 +30,7 @@ class Unit(Generic[W]):
 
 @dataclass
 class Spent:
-    """What a job took: seconds of a runner, and the most engine calls and windows that were at work at once.
-
-    Counted from when there was no job: what batches before this job have freed may still be there, and be seen as its own.
-    """
+    """What a job took: seconds of a runner, and the most engine calls and windows that were at work at once meanwhile."""
 
     seconds: float = 0.0
     calls: int = 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from app import heap
 from app.engine import gpu
 from app.engine.alignment import Aligner
 from app.engine.asr import Decoded, WindowModel
@@ -48,8 +49,9 @@ class Pipeline:
         self.encoder = self._model.choice.shown() if self._model.choice else None
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
+        at_once = setup.runners, setup.batch_size, setup.batch_wait_s
         self._runners: Runners[Piece] = Runners(
-            self._recognise_batch, setup.runners, setup.batch_size, setup.batch_wait_s, express=self.device == "cpu"
+            self._recognise_batch, *at_once, express=self.device == "cpu", on_rest=heap.Keeper().settle
         )
         self._warm_up()
 

@@ -34,17 +34,28 @@ class Runners(Generic[W]):
     """``run(units)`` computes the windows of one batch, at most ``size``; it is called in ``count`` threads.
 
     ``wait_s``: how long a batch that is not full waits for more windows where other jobs are about. ``express``: one thread
-    more for short jobs, those whose windows fit into a batch, while the others have only long ones.
+    more for short jobs, those whose windows fit into a batch, while the others have only long ones. ``on_rest()`` is called
+    whenever no more windows are there, or nothing at all, before the last one's job hears of it.
     """
 
-    def __init__(self, run: Run[W], count: int, size: int, wait_s: float = 0.0, *, express: bool = False) -> None:
+    def __init__(
+        self,
+        run: Run[W],
+        count: int,
+        size: int,
+        wait_s: float = 0.0,
+        *,
+        express: bool = False,
+        on_rest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._on_rest = on_rest
         self._run, self._count, self._size, self._wait_s = run, count, size, wait_s
         self._changed = threading.Condition()
         self._ready: OrderedDict[Lease[W], None] = OrderedDict()
         self._jobs: set[Lease[W]] = set()
         self._idle = count
         self._windows = self._entered = self._hurrying = 0
-        self._most = 1, 1
+        self._recognising = self._calling = 0
         self._resting = False
         self._express = express
         self._busy: list[Lease[W]] = []
@@ -58,22 +69,23 @@ class Runners(Generic[W]):
         return Lease(self, cancelled, min(size or self._size, self._size))
 
     def give_way(self) -> None:
-        """For ``run``, between two windows: one of several runners rests while the express is at work."""
+        """For ``run``, between two windows: one of several runners with long jobs rests while the express is at work."""
         with self._changed:
-            if self._resting or not self._hurrying or self._count < 2 or threading.current_thread().name == EXPRESS:
+            if self._resting or not self._crowded() or self._count < 2 or threading.current_thread().name == EXPRESS:
                 return
             self._resting, until = True, time.monotonic() + GIVE_WAY_S
-            while self._changed.wait_for(lambda: not self._hurrying, until - time.monotonic()):
-                if not self._changed.wait_for(lambda: self._hurrying, SOON_S):
+            while self._changed.wait_for(lambda: not self._crowded(), until - time.monotonic()):
+                if not self._changed.wait_for(self._crowded, SOON_S):
                     break
             self._resting = False
+
+    def _crowded(self) -> bool:
+        return bool(self._hurrying) and not self._idle and all(job.long for job in self._busy)
 
     # -- what leases do
 
     def enter(self, job: Lease[W]) -> None:
         with self._changed:
-            if not self._jobs:
-                self._most = 1, 1
             self._entered += 1
             job.number = self._entered
             self._jobs.add(job)
@@ -116,6 +128,7 @@ class Runners(Generic[W]):
                 if self._express:
                     self._changed.notify_all()  # it looks who is at work now
             seconds = self._timed(units)
+            self._settle(units)
             with self._changed:
                 self._idle += 1
                 self._busy.remove(units[0].job)
@@ -130,6 +143,7 @@ class Runners(Generic[W]):
                 self._hurrying = 1
                 self._started(units)
             seconds = self._timed(units)
+            self._settle(units)
             with self._changed:
                 self._hurrying = 0
                 self._finished(units, seconds)
@@ -209,15 +223,30 @@ class Runners(Generic[W]):
                 for unit in units:
                     unit.error = error
 
+    def _settle(self, units: Sequence[Unit[W]]) -> None:
+        """What windows have freed is kept only while there are more of them; what calls have, while there is anything."""
+        with self._changed:
+            if units[0].call is None:
+                self._recognising -= len(units)
+                more = self._recognising > 0 or any(job.pending[0].call is None for job in self._ready)
+            else:
+                self._calling -= 1
+                more = self._recognising + self._calling > 0 or bool(self._ready)
+        if not more:
+            self._on_rest()
+
     def _started(self, units: Sequence[Unit[W]]) -> None:
         self._windows += len(units)
+        if units[0].call is None:
+            self._recognising += len(units)
+        else:
+            self._calling += 1
         for job in self._jobs:
             self._note(job)
 
     def _note(self, job: Lease[W]) -> None:
-        calls, windows = self._most
-        self._most = max(calls, self._count - self._idle + self._hurrying), max(windows, self._windows)
-        job.spent.calls, job.spent.windows = self._most
+        job.spent.calls = max(job.spent.calls, self._count - self._idle + self._hurrying)
+        job.spent.windows = max(job.spent.windows, self._windows)
 
     def _finished(self, units: Sequence[Unit[W]], seconds: float) -> None:
         self._windows -= len(units)

@@ -25,7 +25,7 @@ class AnyPool(Protocol):
         """Give back ``amount`` bytes of what lies idle."""
         ...
 
-    def tick(self, *, relieve: bool = False, evict_idle: bool = False) -> None:
+    def tick(self, *, evict_idle: bool = False) -> None:
         """What time brings."""
         ...
 

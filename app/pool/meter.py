@@ -8,13 +8,10 @@ the resident size stands in.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 from app import heap
 
@@ -23,8 +20,7 @@ REST_S = 1.0
 SPARE_BYTES = 64 << 20
 """What an idle worker may hold for :data:`REST_S` seconds beyond what it is said to keep; more is given back at once. To give
 all back after each short clip cost the next one 20 of 85 ms, for pages that had to be mapped and cleared again."""
-_STATM, _ROLLUP = Path("/proc/self/statm"), Path("/proc/self/smaps_rollup")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_ROLLUP = Path("/proc/self/smaps_rollup")
 
 
 class Meter:
@@ -39,10 +35,10 @@ class Meter:
         self._lock = threading.Lock()
         self._busy = threading.Event()
         self._busy.set()
-        self._offset = _private() - _anonymous()
-        self._base = self._peak = _anonymous()
+        self._offset = _private() - heap.anonymous()
+        self._base = self._peak = heap.anonymous()
         self._own: dict[str, int] = {}
-        self._rests_at, self._trimmed_at, self._owed = math.inf, -math.inf, False
+        self._rests_at, self._trimmed_at = math.inf, -math.inf
         self._highest: dict[str, int] = {}
         threading.Thread(target=self._sample_for_ever, name="meter", daemon=True).start()
 
@@ -70,37 +66,29 @@ class Meter:
             del self._own[job_id]
             highest = self._highest.pop(job_id)
             if self._own:
-                if self._shared() > self._work_bytes:
-                    self._owed = True  # what ended jobs left behind must not be held beside the reservations of the others
+                if self._shared() > self._work_bytes and time.monotonic() - self._trimmed_at > REST_S:
+                    self._trimmed_at = time.monotonic()
+                    heap.give_back()  # what ended jobs left behind must not be held beside the reservations of the others
             else:
                 self._rests_at = time.monotonic() + (0.0 if self._heavy() else REST_S)
             return highest
 
-    def relieve(self) -> None:
-        """Memory is short: what batches have freed is given back now, and not when all jobs have ended."""
-        with self._lock:
-            self._owed = True
-
     def _heavy(self) -> bool:
         """Whether jobs left more behind than the next one may begin with."""
-        return _anonymous() - self._base > SPARE_BYTES
+        return heap.anonymous() - self._base > SPARE_BYTES
 
     def _rest(self) -> int:
         """Give back what is not needed; bytes that it keeps."""
         self._rests_at = math.inf
         self._busy.clear()
-        self._owed = False
         heap.give_back()
-        self._base = self._peak = _anonymous()
+        self._base = self._peak = heap.anonymous()
         return max(0, self._base + self._offset)
 
     def _sample_for_ever(self) -> None:
         while True:
             self._busy.wait()
             with self._lock:
-                if self._owed and time.monotonic() - self._trimmed_at > REST_S:  # it is slow, and all jobs allocate meanwhile
-                    self._trimmed_at, self._owed = time.monotonic(), False
-                    heap.give_back()
                 self._look()
                 kept = self._rest() if time.monotonic() > self._rests_at else None
             if kept is not None:
@@ -108,23 +96,14 @@ class Meter:
             time.sleep(INTERVAL_S)
 
     def _look(self) -> None:
-        self._peak = max(self._peak, _anonymous())
+        self._peak = max(self._peak, heap.anonymous())
         shared = self._shared()
         for job_id, highest in self._highest.items():
             self._highest[job_id] = max(highest, shared)
 
     def _shared(self) -> int:
         """Growth since it was idle, beyond what each of the jobs takes for itself."""
-        return max(0, _anonymous() - self._base - sum(self._own.values()))
-
-
-def _anonymous() -> int:
-    """Resident bytes that no file backs."""
-    try:
-        _, resident, shared, *_ = _STATM.read_bytes().split()
-        return (int(resident) - int(shared)) * _PAGE
-    except OSError:
-        return int(psutil.Process().memory_info().rss)
+        return max(0, heap.anonymous() - self._base - sum(self._own.values()))
 
 
 def _private() -> int:
@@ -133,4 +112,4 @@ def _private() -> int:
         lines = dict(line.split(":", 1) for line in _ROLLUP.read_text().splitlines()[1:])
         return int(lines["Private_Dirty"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return _anonymous()
+        return heap.anonymous()

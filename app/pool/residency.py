@@ -101,14 +101,11 @@ class Residency:
             self._evict(other, f"for {lane.setup.model}")
         return False
 
-    def tick(self, *, relieve: bool, everything: bool) -> None:
+    def tick(self, *, everything: bool) -> None:
         """Evict what has been idle for too long or is one too many; ``everything`` that is idle where memory is low.
 
-        ``relieve``: busy workers give back what they keep for their next batches.
         What had to leave a device may come back once there is room without it.
         """
-        for worker in [worker for lane in self._lanes.values() for worker in lane.workers if relieve and worker.running]:
-            worker.send("relieve")
         desk = self._desk()
         for name, site in [(name, site) for name, lane in self._lanes.items() for site in lane.sites if site.parked]:
             site.parked = not desk.device_memory(site.device).fits(desk.device_bytes(name, site.device))

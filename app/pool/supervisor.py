@@ -91,12 +91,9 @@ class Pool:
         """End idle workers of models that are not in ``keep`` until ``amount`` bytes come back, which takes a moment."""
         self._residency.make_room(amount, keep)
 
-    def tick(self, *, relieve: bool = False, evict_idle: bool = False) -> None:
-        """What time brings: idle models are unloaded, all of them under pressure; models to keep warm come back.
-
-        ``relieve``: workers give back what they keep for their next batches.
-        """
-        self._residency.tick(relieve=relieve, everything=evict_idle)
+    def tick(self, *, evict_idle: bool = False) -> None:
+        """What time brings: idle models are unloaded, all of them under pressure; models to keep warm come back."""
+        self._residency.tick(everything=evict_idle)
         for lane in self._lanes.values():
             if lane.keep_warm and not evict_idle:
                 self._fill(lane, frozenset(self._lanes))

@@ -119,8 +119,6 @@ class Worker:
         kind = message["type"]
         if kind == "ping":
             self._send("pong", n=message["n"])
-        elif kind == "relieve":
-            self._meter.relieve()
         elif kind == "run":
             task = Task.from_dict(message["task"])
             self._running.add(task.job_id)

@@ -5,8 +5,7 @@ cancel flag, ``stop`` freezes the whole process, ``kill`` ends it, ``kill-once:F
 ``kill-once-when:FILE`` does so as soon as there is such a file, ``until:FILE`` computes until there is one, ``fail`` raises,
 ``refuse`` raises one of our errors, ``garbage`` writes nonsense into the pipe. ``kill-writing-once:FILE`` ends the process
 while it writes the result, ``burn:FILE`` ignores SIGTERM, says so by the file and computes for ever, ``child-once:FILE``
-starts a process and waits for the file, ``fill-once:FILE`` fills the disk with the file, ``allocate:MB`` takes memory, and
-``freed-until:FILE`` takes 80 MB, frees it, says so by FILE-freed and computes until there is the file.
+starts a process and waits for the file, ``fill-once:FILE`` fills the disk with the file, ``allocate:MB`` takes memory.
 ``once`` is as long as a marker or the file is not there. Model names choose set-up behaviour.
 """
 
@@ -107,17 +106,6 @@ class FakeEngine:
     def _allocate(self, argument: str, cancelled: Callable[[], bool]) -> None:
         held = [b"x" * (1 << 20) for _ in range(int(argument))]
         del held
-
-    def _freed_until(self, argument: str, cancelled: Callable[[], bool]) -> None:
-        libc = ctypes.CDLL(None)
-        libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-        pieces = [libc.malloc(100_000) for _ in range(800)]
-        for piece in pieces:
-            ctypes.memset(piece, 1, 100_000)
-        for piece in pieces[:-1]:  # the last one holds the heap's end in its place
-            libc.free(piece)
-        Path(f"{argument}-freed").touch()
-        self._until(argument, cancelled)
 
     def _until(self, argument: str, cancelled: Callable[[], bool]) -> None:
         while not Path(argument).exists():

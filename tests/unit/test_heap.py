@@ -25,7 +25,16 @@ libc.free(block)
 kept = resident() - before
 from app import heap
 heap.give_back()
-print(kept, resident() - before)
+given_back = resident() - before
+keeper = heap.Keeper()
+left = []
+for size in (40 << 20, 80 << 20):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    keeper.settle()
+    left.append(resident() - before)
+print(kept, given_back, *left)
 """
 MIB = 1 << 20
 
@@ -61,7 +70,7 @@ def test_what_the_operator_set_stays_and_the_rest_is_not_made_for_one_heap(given
 
 
 @pytest.mark.skipif(not heap.libc(), reason="there is no glibc here")
-def test_what_a_batch_freed_is_kept_until_it_is_given_back() -> None:
+def test_what_a_batch_freed_is_kept_until_it_is_given_back_and_a_keeper_keeps_little() -> None:
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     told = heap.settings(heap.libc(), plain)
     if told["MALLOC_ARENA_MAX"] != "1":
@@ -71,7 +80,9 @@ def test_what_a_batch_freed_is_kept_until_it_is_given_back() -> None:
         done = subprocess.run([sys.executable, "-c", BATCH], env=plain | told, capture_output=True, timeout=60, check=True)
         return [int(figure) for figure in done.stdout.split()]
 
-    with_settings, given_back = kept(told)
-    without, _ = kept({})
+    with_settings, given_back, after_little, after_much = kept(told)
+    without, *_ = kept({})
     assert with_settings > 75 * MIB
     assert max(given_back, without) < 20 * MIB
+    assert after_little > 35 * MIB
+    assert after_much < 20 * MIB

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import openvino
 
+from app import cpu
 from app.engine.encoders.graph import Graph, Numbers
 from app.engine.encoders.int8 import DynamicInt8, FloatAttention, Int8, Range, group_size
 from app.engine.encoders.runtime import FLOAT32, Encoder, observe, uses_bfloat16
@@ -133,7 +134,8 @@ def choose(weights: Weights, own: Timed, mels: Sequence[np.ndarray], machine: Ma
 
     for name in reversed(candidates):
         measure(name)
-    if DYNAMIC in candidates and not any(name.startswith(DYNAMIC) for name in exact_enough(errors)):
+    rounded = DYNAMIC in candidates and cpu.multiplies_int8()  # otherwise it has that already
+    if rounded and not any(name.startswith(DYNAMIC) for name in exact_enough(errors)):
         ends = machine.ends  # attention in float is another question
         measure(FLOAT_ATTENTION)
     choice = Choice(fastest(seconds, errors, forced=forced), seconds, errors)

@@ -39,14 +39,14 @@ class WatchedPool(QuietPool):
 
     def __init__(self) -> None:
         self.workers: dict[str, list[dict[str, Any]]] = {}
-        self.ticks: list[tuple[bool, bool]] = []
+        self.ticks: list[bool] = []
         self.shed = 0
 
     def stats(self) -> dict[str, Any]:
         return {model: {"workers": workers, "starting": 0} for model, workers in self.workers.items()}
 
-    def tick(self, *, relieve: bool = False, evict_idle: bool = False) -> None:
-        self.ticks.append((relieve, evict_idle))
+    def tick(self, *, evict_idle: bool = False) -> None:
+        self.ticks.append(evict_idle)
 
     def shed_newest(self) -> bool:
         self.shed += 1

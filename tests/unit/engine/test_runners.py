@@ -242,18 +242,6 @@ def test_what_was_at_work_at_once_is_told_to_every_job_that_was_there(threads: T
     assert (watching.spent.calls, watching.spent.windows, watching.spent.seconds) == (2, 4, 0.0)
 
 
-def test_what_batches_before_it_had_at_work_is_told_to_a_job_too_until_there_is_none() -> None:
-    tool = Tool()
-    tool.go()
-    with tool.runners.lease(never):
-        assert len(job(tool, range(4))) == 4
-        with tool.runners.lease(never) as after:  # what those have freed may be counted as its own
-            assert list(after.windows(["one"])) == ["<one>"]
-    with tool.runners.lease(never) as later:
-        assert list(later.windows(["one"])) == ["<one>"]
-    assert (after.spent.windows, later.spent.windows) == (4, 1)
-
-
 def test_a_batch_waits_for_more_windows_only_where_other_jobs_are_about(threads: ThreadPoolExecutor) -> None:
     tool = Tool(wait_s=30.0)
     tool.go()
@@ -392,17 +380,30 @@ def test_windows_are_spread_over_idle_runners_as_if_those_that_are_coming_were_t
 # -- giving way to it
 
 
-def test_one_of_two_runners_rests_while_the_express_is_at_work(threads: ThreadPoolExecutor) -> None:
-    tool = Tool(count=2, express=True)
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who rests, rests until the express has done its work."""
+    monkeypatch.setattr("app.engine.runners.GIVE_WAY_S", 3600.0)
+
+
+def with_express(tool: Tool, threads: ThreadPoolExecutor) -> list[Any]:
+    """Futures of a long job that keeps all runners busy, and of a short one that the express has."""
     long = threads.submit(job, tool, long_ones("long"))
-    tool.until_began()
-    tool.until_began()
+    for _ in range(tool.runners._count):
+        tool.until_began()
     short = threads.submit(job, tool, ["short"])
     tool.until_began()
+    return [long, short]
+
+
+@pytest.mark.usefixtures("patient")
+def test_one_of_two_runners_rests_while_the_express_is_at_work(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, express=True)
+    long, short = with_express(tool, threads)
     resting = threads.submit(tool.runners.give_way)
     while not tool.runners._resting:
         pass
-    tool.runners.give_way()  # the other one goes on
+    threads.submit(tool.runners.give_way).result(10)  # the other one goes on
     assert not resting.done()
     tool.go()
     resting.result(10)
@@ -410,36 +411,54 @@ def test_one_of_two_runners_rests_while_the_express_is_at_work(threads: ThreadPo
     assert len(long.result(10)) == 20
 
 
-@pytest.mark.parametrize(("count", "express"), [(1, True), (2, False), (2, True)])
-def test_nobody_rests_where_the_express_is_not_at_work_or_there_is_one_runner(
-    threads: ThreadPoolExecutor, count: int, express: bool
-) -> None:
-    tool = Tool(count=count, express=express)
-    long = threads.submit(job, tool, long_ones("long"))
-    for _ in range(count):
-        tool.until_began()
-    if count == 1:
-        threads.submit(job, tool, ["short"])
-        tool.until_began()
-    tool.runners.give_way()
+@pytest.mark.usefixtures("patient")
+def test_a_lone_runner_does_not_rest(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=1, express=True)
+    futures = with_express(tool, threads)
+    threads.submit(tool.runners.give_way).result(10)
     tool.go()
-    assert len(long.result(10)) == 20
+    assert [len(future.result(10)) for future in futures] == [20, 1]
+
+
+@pytest.mark.usefixtures("patient")
+def test_nobody_rests_while_there_is_a_runner_without_work(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, express=True)
+    futures = with_express(tool, threads)
+    with tool.runners._changed:
+        tool.runners._idle += 1
+    threads.submit(tool.runners.give_way).result(10)
+    with tool.runners._changed:
+        tool.runners._idle -= 1
+    tool.go()
+    assert [len(future.result(10)) for future in futures] == [20, 1]
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_runner_with_short_jobs_does_not_rest_for_another_short_one(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2, express=True)
+    futures = with_express(tool, threads)
+    futures += waiting(tool, threads, ["short too"])
+    tool.gate.release()  # one of the three goes on, until it is a runner that takes the other short one
+    tool.until_began()
+    while ["short too"] not in tool.batches:
+        tool.gate.release()
+        tool.until_began()
+    threads.submit(tool.runners.give_way).result(10)
+    tool.go()
+    assert [len(future.result(10)) for future in futures] == [20, 1, 1]
 
 
 def test_a_runner_does_not_rest_for_ever(threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.runners.GIVE_WAY_S", 0.01)
     tool = Tool(count=2, express=True)
-    long = threads.submit(job, tool, long_ones("long"))
-    tool.until_began()
-    tool.until_began()
-    short = threads.submit(job, tool, ["short"])
-    tool.until_began()
-    tool.runners.give_way()
+    long, short = with_express(tool, threads)
+    threads.submit(tool.runners.give_way).result(10)
     assert not short.done()
     tool.go()
     assert len(long.result(10)) == 20
 
 
+@pytest.mark.usefixtures("patient")
 def test_the_express_itself_does_not_rest(threads: ThreadPoolExecutor) -> None:
     ways: list[str] = []
 
@@ -448,16 +467,55 @@ def test_the_express_itself_does_not_rest(threads: ThreadPoolExecutor) -> None:
             runners.give_way()
             ways.append(threading.current_thread().name)
             gate.set()
+        began.release()
         assert gate.wait(10)
         return [unit.window for unit in units]
 
-    gate = threading.Event()
+    gate, began = threading.Event(), threading.Semaphore(0)
     runners: Runners[Any] = Runners(run, 2, 4, express=True)
     with runners.lease(never) as long:
         results = long.windows(long_ones("long"))
         first = threads.submit(next, results)
+        assert all(began.acquire(timeout=10) for _ in range(2))
         with runners.lease(never) as short:
             assert list(short.windows(["short"])) == ["short"]
         assert first.result(10) == "long 0"
         assert len(list(results)) == 19
     assert ways == ["express"]
+
+
+# -- what batches leave behind
+
+
+class Noted:
+    """Runners that note what they do, one thing after the other."""
+
+    def __init__(self) -> None:
+        self.events: list[Any] = []
+        self.runners: Runners[Any] = Runners(self._run, 1, 2, on_rest=lambda: self.events.append("rest"))
+
+    def _run(self, units: Sequence[Unit[Any]]) -> list[Any]:
+        self.events.append([unit.window for unit in units])
+        return [unit.window for unit in units]
+
+
+def test_what_batches_left_is_given_back_when_no_window_follows_and_before_the_job_goes_on() -> None:
+    noted = Noted()
+    with noted.runners.lease(never) as lease:
+        assert list(lease.windows(range(5))) == [0, 1, 2, 3, 4]
+        noted.events.append("has all")
+        for done in lease.calls([lambda: noted.events.append("call")] * 3):
+            assert done is None
+    assert noted.events == [[0, 1], [2, 3], [4], "rest", "has all", "call", "call", "call", "rest"]
+
+
+def test_what_batches_left_is_given_back_beside_the_calls_of_another_job(threads: ThreadPoolExecutor) -> None:
+    rested = threading.Event()
+    gate = threading.Event()
+    runners: Runners[Any] = Runners(lambda units: [None] * len(units), 2, 4, on_rest=rested.set)
+    with runners.lease(never) as aligning, runners.lease(never) as other:
+        call = threads.submit(aligning.call, lambda: gate.wait(10))
+        assert list(other.windows([1])) == [None]
+        assert rested.is_set()
+        gate.set()
+        assert call.result(10)

@@ -57,34 +57,6 @@ time.sleep(0.1)
 print(json.dumps(meter.ended("stays")))
 """
 
-RELIEVED = """
-import ctypes, json, sys, time
-from app.pool.meter import Meter
-MB = 1_000_000
-libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
-meter = Meter(1000 * MB)
-meter.loaded()
-meter.began("goes on", 0)
-pieces = [libc.malloc(100_000) for _ in range(800)]
-for piece in pieces:
-    ctypes.memset(piece, 1, 100_000)
-for piece in pieces[:-1]:  # the last one holds the heap's end in its place
-    libc.free(piece)
-if json.loads(sys.argv[1]):
-    for _ in range(2):  # the second one comes too soon, and is made up for
-        again = [libc.malloc(100_000) for _ in range(100)]
-        for piece in again:
-            ctypes.memset(piece, 1, 100_000)
-        for piece in again:
-            libc.free(piece)
-        meter.relieve()
-        while meter._owed:
-            time.sleep(0.01)
-meter.began("next", 0)
-print(json.dumps(meter.ended("next")))
-"""
-
 RESTS = """
 import ctypes, json, queue, time
 from app.pool import meter as module
@@ -128,15 +100,6 @@ print(json.dumps([little, kept_for, rested_meanwhile, much, blamed]))
 def test_what_a_job_left_behind_is_given_back_and_not_blamed_on_those_that_still_run() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], capture_output=True, check=True, text=True)
     assert int(done.stdout) < 12_000_000  # not the 80 MB
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
-@pytest.mark.parametrize(("relieved", "least_mb", "most_mb"), [("true", 0, 12), ("false", 75, 95)])
-def test_what_batches_freed_is_given_back_while_their_job_goes_on_where_memory_is_short(
-    relieved: str, least_mb: int, most_mb: int
-) -> None:
-    done = subprocess.run([sys.executable, "-c", RELIEVED, relieved], capture_output=True, check=True, text=True)
-    assert least_mb * 1_000_000 <= int(done.stdout) < most_mb * 1_000_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
