@@ -49,11 +49,12 @@ class Keeper:
 
     def settle(self) -> None:
         """To be called after the work. From any thread; two at once do no harm."""
-        now = anonymous()
-        if now - self._floor > SPARE_BYTES:
-            give_back()
-            now = self._floor = anonymous()
-        self._floor = min(self._floor, now)
+        with contextlib.suppress(OSError, psutil.Error):  # no file can be opened: then another time
+            now = anonymous()
+            if now - self._floor > SPARE_BYTES:
+                give_back()
+                now = self._floor = anonymous()
+            self._floor = min(self._floor, now)
 
 
 def give_back() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
@@ -86,3 +88,10 @@ def test_what_a_batch_freed_is_kept_until_it_is_given_back_and_a_keeper_keeps_li
     assert max(given_back, without) < 20 * MIB
     assert after_little > 35 * MIB
     assert after_much < 20 * MIB
+
+
+def test_a_keeper_that_cannot_look_leaves_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper = heap.Keeper()
+    monkeypatch.setattr(heap, "anonymous", Mock(side_effect=OSError(errno.EMFILE, "too many open files")))
+    monkeypatch.setattr(heap, "give_back", Mock(side_effect=AssertionError("given back")))
+    keeper.settle()
