@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -70,11 +72,26 @@ _shared: list[str] = []
 
 
 def free_port() -> int:
-    """A TCP port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that is free now and that nobody else is given: neither other test processes, nor connections of the system.
+
+    A port that the system chooses is free until the server listens on it, seconds later; meanwhile others were given it.
+    """
+    for _ in range(1000):
+        port = next(_ports)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no port is free")
+
+
+def _own_ports() -> Iterator[int]:
+    """Below those that the system gives out, some for each process of pytest-xdist."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 20_000 + 1000 * (number % 10)
+    return (first + (os.getpid() + count) % 1000 for count in itertools.count())
+
+
+_ports = _own_ports()
 
 
 @contextmanager
