@@ -17,9 +17,8 @@ from app import heap
 
 INTERVAL_S = 0.03
 REST_S = 1.0
-SPARE_BYTES = 64 << 20
-"""What an idle worker may hold for :data:`REST_S` seconds beyond what it is said to keep; more is given back at once. To give
-all back after each short clip cost the next one 20 of 85 ms, for pages that had to be mapped and cleared again."""
+"""Seconds for which an idle worker may hold :data:`app.heap.SPARE_BYTES` more than it is said to keep; what is beyond goes at
+once."""
 _ROLLUP = Path("/proc/self/smaps_rollup")
 
 
@@ -75,7 +74,7 @@ class Meter:
 
     def _heavy(self) -> bool:
         """Whether jobs left more behind than the next one may begin with."""
-        return heap.anonymous() - self._base > SPARE_BYTES
+        return heap.anonymous() - self._base > heap.SPARE_BYTES
 
     def _rest(self) -> int:
         """Give back what is not needed; bytes that it keeps."""
