@@ -129,7 +129,8 @@ def test_a_lone_job_is_spread_over_all_idle_runners(threads: ThreadPoolExecutor)
 def test_the_last_windows_of_recordings_are_spread_over_all_runners(threads: ThreadPoolExecutor) -> None:
     tool = Tool(count=2)
     future = threads.submit(job, tool, range(13))
-    for _ in range(4):  # each time one of the two has nothing to do and the other one is at work
+    tool.until_began()  # both are at work before the first one may end: two idle ones would share what is left
+    for _ in range(3):
         tool.until_began()
         tool.go(1)
     tool.go()
