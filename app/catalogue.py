@@ -122,6 +122,7 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
         runners=settings.runner_count,
         batch_wait_s=settings.batch_wait_ms / 1000,
         encoder=settings.encoder,
+        decoder=settings.decoder,
         encoders_dir=str(settings.data_dir.resolve() / "encoders"),
         samples_dir=str(DEMO_SAMPLES),
     )

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     encoder: Literal["auto", "ctranslate2", "openvino"] = _own(
         "ENCODER", "auto", "Whisper's encoder on a CPU. auto: the fastest on this machine, measured at a model's first load."
     )
+    decoder: Literal["auto", "ctranslate2", "openvino"] = _own(
+        "DECODER",
+        "auto",
+        "Whisper's decoder on a CPU, chosen likewise. Sampling, more than 5 beams and fast word times are CTranslate2's.",
+    )
     batch_size: int = _own("BATCH_SIZE", 4, "Windows of 30 s that one engine call takes at most.", ge=1, le=64)
 
     # -- the pool

@@ -47,8 +47,8 @@ class WorkerSetup:
     ``model_path`` is None where the model must be fetched (``repo``) into ``hub_dir`` first. ``streams`` jobs are there at
     once and share ``runners`` engine calls at once, each of ``batch_size`` windows at most and on ``threads`` threads, on
     one copy of the weights; that takes about ``work_bytes`` of memory while there are jobs. ``engine`` names the module
-    whose ``create`` builds the engine. ``encoder`` is auto, ctranslate2 or openvino; what was measured to choose one, with
-    recordings of ``samples_dir``, is kept in ``encoders_dir``, and so are converted aligners. On a GPU it takes
+    whose ``create`` builds the engine. ``encoder`` and ``decoder`` are auto, ctranslate2 or openvino; what was measured to
+    choose, with recordings of ``samples_dir``, is kept in ``encoders_dir``, and so are converted aligners. On a GPU it takes
     ``gpu_fixed_bytes`` of the device, and ``gpu_window_bytes`` for each window that is at work; both are 0 elsewhere.
     ``align_device`` may be ``same``: that of the worker.
     """
@@ -71,6 +71,7 @@ class WorkerSetup:
     batch_wait_s: float = 0.0
     work_bytes: int = 0
     encoder: str = "ctranslate2"
+    decoder: str = "ctranslate2"
     encoders_dir: str = ""
     samples_dir: str = ""
     gpu_fixed_bytes: int = 0

@@ -108,9 +108,10 @@ def window(runners: int, number: int) -> str:
     from app.jobs import TranscribeOptions
 
     model, audio = engine(runners)
-    encoded = next(iter(model.encoded([model.log_mel(audio)])))
+    heard = model.hear(1)
+    heard.add(next(iter(model.encoded([model.log_mel(audio)]))))
     tokenizer, options = model.tokenizer_for("en", "transcribe"), TranscribeOptions("demo", language="en")
-    (decoded,) = model.decode(encoded[None], [tokenizer], [options])
+    (decoded,) = model.decode(heard, [tokenizer], [options])
     return str(decoded.text)
 
 

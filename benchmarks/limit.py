@@ -1,4 +1,4 @@
-"""The limit: Silero and the bare calls of the fastest encoder and of CTranslate2's decoder, on the windows of the service.
+"""The limit: Silero and the bare calls of the fastest encoder and of the fastest decoder, on the windows of the service.
 
 No service can be faster with these parts. The mels are made beforehand and not counted, the language is known, text is put
 together afterwards. Several arrangements of threads are tried, and the best one is kept. Started by :mod:`benchmarks.sides`.
@@ -88,9 +88,10 @@ class Limit:
         return {**self.chosen(), "tried": [{**vars(one), "s": took} for one, took in tried.items()]}
 
     def chosen(self) -> dict[str, Any]:
-        """The arrangement that is used, and the encoder."""
-        encoder = getattr(getattr(self._model, "choice", None), "name", "ctranslate2")
-        return {"chosen": {**vars(self._chosen), "encoder": encoder}}
+        """The arrangement that is used, the encoder and the decoder."""
+        choices = {"encoder": self._model.choice, "decoder": self._model.decoder_choice}
+        names = {part: getattr(choice, "name", "ctranslate2") for part, choice in choices.items()}
+        return {"chosen": {**vars(self._chosen), **names}}
 
     def run(self, files: list[str], languages: bool = False) -> dict[str, Any]:
         """All files at once: seconds, of them seconds of Silero; window texts of each.
@@ -124,8 +125,13 @@ class Limit:
         encoded = [self._encode(one.mels[0])[0] for one in spoken if one.mels]
         began = time.perf_counter()
         with ThreadPoolExecutor(self._chosen.runners) as runners:
-            list(runners.map(self._model.language_of, encoded))
+            list(runners.map(self._language, encoded))
         return time.perf_counter() - began
+
+    def _language(self, encoded: np.ndarray) -> None:
+        heard = self._model.hear(1)
+        heard.add(encoded)
+        self._model.language_of(heard, 0)
 
     def _arrange(self, wanted: Arrangement) -> None:
         if self._model is None or (wanted.runners, wanted.threads) != (self._chosen.runners, self._chosen.threads):
@@ -155,10 +161,12 @@ class Limit:
             return [result for results in runners.map(self._batch, batches) for result in results]
 
     def _batch(self, mels: list[np.ndarray]) -> list[Any]:
+        prompt = self._model.get_prompt(self._tokenizer, [], without_timestamps=True)
+        if self._model.decoder is not None:
+            return self._own_batch(self._model.decoder, mels, prompt)
         import ctranslate2
 
         encoded = np.concatenate([self._encode(mel) for mel in mels])
-        prompt = self._model.get_prompt(self._tokenizer, [], without_timestamps=True)
         results: list[Any] = self._model.model.generate(
             ctranslate2.StorageView.from_array(encoded),
             [prompt] * len(mels),
@@ -169,13 +177,22 @@ class Limit:
             suppress_blank=True,
             suppress_tokens=[-1],
         )
-        return results
+        return [result.sequences_ids[0] for result in results]
+
+    def _own_batch(self, decoder: Any, mels: list[np.ndarray], prompt: list[int]) -> list[Any]:
+        from app.engine.decoders.runtime import Memory
+
+        memory = Memory(decoder.graph, len(mels))
+        for number, mel in enumerate(mels):
+            decoder.remember(self._encode(mel)[0], memory, number)
+        found = decoder.generate(memory, [prompt] * len(mels), 5, self._model.max_length)
+        return [one.tokens for one in found]
 
     @property
     def _tokenizer(self) -> Any:
         return self._model.tokenizer_for("en", "transcribe")
 
-    def _text(self, result: Any) -> str:
+    def _text(self, tokens: Any) -> str:
         tokenizer = self._tokenizer
-        text: str = tokenizer.decode([token for token in result.sequences_ids[0] if token < tokenizer.eot])
+        text: str = tokenizer.decode([token for token in tokens if token < tokenizer.eot])
         return text

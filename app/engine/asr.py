@@ -19,12 +19,14 @@ from whisperx.asr import WhisperModel
 from whisperx.audio import HOP_LENGTH, N_FFT, N_SAMPLES, log_mel_spectrogram
 
 from app.engine.attention import Spoken
+from app.engine.decoders.runtime import MOST_BEAMS, Decoder, Found, Memory
 from app.engine.encoders.choice import Choice
 from app.engine.encoders.runtime import Encoder
 from app.jobs import TranscribeOptions
 
 NO_SPEECH_THRESHOLD = 0.6
 LOGPROB_THRESHOLD = -1.0
+_PLAIN = TranscribeOptions("")
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,32 @@ class Decoded:
         return float(get_compression_ratio(self.text)) if self.text else 0.0
 
 
+class Heard:
+    """Windows of a batch that have been encoded. ``memory``: what OpenVINO's decoder keeps of them, if it is used."""
+
+    def __init__(self, decoder: Decoder | None, windows: int) -> None:
+        self.encoded: list[np.ndarray] = []
+        self.memory = Memory(decoder.graph, windows) if decoder is not None else None
+        self._decoder = decoder
+
+    def add(self, output: np.ndarray) -> None:
+        """The next window's encoder output, (1500, width)."""
+        if self._decoder is not None and self.memory is not None:
+            self._decoder.remember(output, self.memory, len(self.encoded))
+        self.encoded.append(output)
+
+
 class WindowModel(WhisperModel):  # type: ignore[misc]
     """WhisperX's model with calls that keep no state, safe in several threads at once.
 
-    ``encoder`` stands in for CTranslate2's own where it is set; ``choice`` says why, where it was chosen.
+    ``encoder`` and ``decoder`` stand in for CTranslate2's own where they are set; ``choice`` and ``decoder_choice`` say why,
+    where they were chosen.
     """
 
     encoder: Encoder | None = None
     choice: Choice | None = None
+    decoder: Decoder | None = None
+    decoder_choice: Choice | None = None
 
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
         """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""
@@ -84,46 +104,68 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         else:
             yield from np.asarray(self.encode(np.stack(list(mels))).to_device(ctranslate2.Device.cpu))
 
-    def language_of(self, encoded: np.ndarray) -> tuple[str, float]:
-        """Language code and probability of one window's encoder output, (1500, width)."""
+    def hear(self, windows: int) -> Heard:
+        """A place for the encoder's output of so many windows."""
+        return Heard(self.decoder, windows)
+
+    def language_of(self, heard: Heard, window: int) -> tuple[str, float]:
+        """Language code and probability of one window."""
         if not self.model.is_multilingual:
             return "en", 1.0
-        token, probability = self.model.detect_language(ctranslate2.StorageView.from_array(encoded[None]))[0][0]
+        if self.decoder is not None and heard.memory is not None:
+            number, probability = self.decoder.languages(heard.memory, window)[0]
+            token = self.hf_tokenizer.id_to_token(number)
+        else:
+            features = ctranslate2.StorageView.from_array(heard.encoded[window][None])
+            token, probability = self.model.detect_language(features)[0][0]
         return token[2:-2], round(float(probability), 4)
 
     def tokenizer_for(self, language: str, task: str) -> Tokenizer:
         """A tokenizer of this call's own."""
         return Tokenizer(self.hf_tokenizer, self.model.is_multilingual, task=task, language=language)
 
-    def decode(
-        self, encoded: np.ndarray, tokenizers: Sequence[Tokenizer], options: Sequence[TranscribeOptions]
-    ) -> list[Decoded]:
-        """Decode encoded windows, (batch, 1500, width), each in its own language and with its own options.
+    def decode(self, heard: Heard, tokenizers: Sequence[Tokenizer], options: Sequence[TranscribeOptions]) -> list[Decoded]:
+        """Decode all windows, each in its own language and with its own options. May be called once.
 
         Windows that search in the same way and whose prompts have the same length go together, whatever their language and
         task: the prompts must have ``<|startoftranscript|>`` at the same place.
         """
-        prompts = [self._prompt(*both) for both in zip(tokenizers, options, strict=True)]
+        prompts = [self.prompt(*both) for both in zip(tokenizers, options, strict=True)]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, (prompt, wanted) in enumerate(zip(prompts, options, strict=True)):
             groups.setdefault((len(prompt), *_search(wanted).items()), []).append(number)
         decoded: dict[int, Decoded] = {}
         for numbers in groups.values():
-            results = self.model.generate(
-                ctranslate2.StorageView.from_array(encoded if len(numbers) == len(encoded) else encoded[numbers]),
-                [prompts[number] for number in numbers],
-                max_length=self.max_length,
-                return_scores=True,
-                return_no_speech_prob=True,
-                suppress_blank=True,
-                suppress_tokens=[-1],
-                **_search(options[numbers[0]]),
-            )
-            decoded |= {n: self._decoded(result, tokenizers[n]) for n, result in zip(numbers, results, strict=True)}
-        return [decoded[number] for number in range(len(encoded))]
+            found = self._found(heard, numbers, [prompts[number] for number in numbers], options[numbers[0]])
+            decoded |= {n: self._decoded(one, tokenizers[n]) for n, one in zip(numbers, found, strict=True)}
+        return [decoded[number] for number in range(len(prompts))]
 
-    def _prompt(self, tokenizer: Tokenizer, options: TranscribeOptions) -> list[int]:
-        """Prompt and hotwords together take half of the decoder's positions at most, so that there is room for the text."""
+    def _found(self, heard: Heard, numbers: list[int], prompts: list[list[int]], options: TranscribeOptions) -> Sequence[Found]:
+        """What some of the windows say, with OpenVINO's decoder where that can do it."""
+        if (
+            self.decoder is not None
+            and heard.memory is not None
+            and not options.temperature
+            and options.beam_size <= MOST_BEAMS
+        ):
+            return self.decoder.generate(heard.memory.only(numbers), prompts, options.beam_size, self.max_length)
+        results = self.model.generate(
+            ctranslate2.StorageView.from_array(np.stack([heard.encoded[number] for number in numbers])),
+            prompts,
+            max_length=self.max_length,
+            return_scores=True,
+            return_no_speech_prob=True,
+            suppress_blank=True,
+            suppress_tokens=[-1],
+            **_search(options),
+        )
+        return [_from_ctranslate2(result) for result in results]
+
+    def prompt(self, tokenizer: Tokenizer, options: TranscribeOptions = _PLAIN) -> list[int]:
+        """What stands before a window's text.
+
+        The initial prompt and hotwords together take half of the decoder's positions at most: there must be room for the text.
+        """
         previous = tokenizer.encode(" " + options.initial_prompt.strip()) if options.initial_prompt else []
         hotwords = tokenizer.encode(" " + options.hotwords.strip()) if options.hotwords else []
         room = max(0, self.max_length // 2 - 1 - len(hotwords))
@@ -131,12 +173,17 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         prompt: list[int] = self.get_prompt(tokenizer, previous, without_timestamps=True, hotwords=options.hotwords)
         return prompt
 
-    def _decoded(self, result: Any, tokenizer: Tokenizer) -> Decoded:
-        ids = result.sequences_ids[0]
-        # scores are normalised by length (penalty 1), so NaN where there is no token; Whisper counts the end token too
-        avg_logprob = result.scores[0] * len(ids) / (len(ids) + 1) if ids else 0.0
-        tokens = tuple(token for token in ids if token < tokenizer.eot)
-        return Decoded(tokenizer.decode(list(tokens)), tokens, float(avg_logprob), float(result.no_speech_prob))
+    def _decoded(self, found: Found, tokenizer: Tokenizer) -> Decoded:
+        # Whisper counts the end token too
+        avg_logprob = found.logprob / (len(found.tokens) + 1) if found.tokens else 0.0
+        tokens = tuple(token for token in found.tokens if token < tokenizer.eot)
+        return Decoded(tokenizer.decode(list(tokens)), tokens, avg_logprob, found.no_speech_prob)
+
+
+def _from_ctranslate2(result: Any) -> Found:
+    """Its scores are normalised by length (penalty 1), so they are no number where there is no token."""
+    tokens = tuple(result.sequences_ids[0])
+    return Found(tokens, float(result.scores[0]) * len(tokens) if tokens else 0.0, float(result.no_speech_prob))
 
 
 def _search(options: TranscribeOptions) -> dict[str, Any]:

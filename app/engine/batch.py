@@ -49,17 +49,17 @@ def recognise(model: WindowModel, pieces: Sequence[Piece], *, give_way: Callable
             give_way()
             yield model.log_mel(samples(piece.speech.pcm, piece.window.start, piece.window.end))
 
-    encoded = []
-    for piece, output in zip(pieces, model.encoded(mels()), strict=True):
-        encoded.append(output)
+    heard = model.hear(len(pieces))
+    for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True)):
+        heard.add(output)
         if piece.speech.language is None:
-            piece.speech.language, piece.speech.probability = model.language_of(output)
+            piece.speech.language, piece.speech.probability = model.language_of(heard, number)
             piece.told()
     tokenizers = [_tokenizer(model, piece.speech) for piece in pieces]
     give_way()
-    decoded = model.decode(np.stack(encoded), tokenizers, [piece.speech.options for piece in pieces])
+    decoded = model.decode(heard, tokenizers, [piece.speech.options for piece in pieces])
     wanted = [number for number, piece in enumerate(pieces) if piece.speech.options.word_timestamps == "fast"]
-    texts = [Text(encoded[n], pieces[n].samples, decoded[n].tokens, tokenizers[n]) for n in wanted]
+    texts = [Text(heard.encoded[n], pieces[n].samples, decoded[n].tokens, tokenizers[n]) for n in wanted]
     for number, words in zip(wanted, words_of(model.model, texts), strict=True):
         decoded[number] = replace(decoded[number], words=words)
     return decoded

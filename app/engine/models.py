@@ -10,7 +10,7 @@ from faster_whisper.utils import download_model
 
 from app.engine.asr import WindowModel
 from app.engine.devices import asr_device, compute_type, index_of
-from app.engine.encoders.fitting import fitted
+from app.engine.fitting import fitted
 from app.errors import ModelUnavailable
 from app.work import WorkerSetup, kind_of
 

@@ -46,7 +46,8 @@ class Pipeline:
         self.device_memory: DeviceMemory | None = None
         self._model: WindowModel
         self._model, self.device = load(setup)
-        self.encoder = self._model.choice.shown() if self._model.choice else None
+        choices = self._model.choice, self._model.decoder_choice
+        self.encoder, self.decoder = (choice.shown() if choice else None for choice in choices)
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
         at_once = setup.runners, setup.batch_size, setup.batch_wait_s

@@ -177,10 +177,15 @@ async def download(request: Request) -> Response:
 
 @router.get("/models", tags=["server"])
 async def models(request: Request) -> Response:
-    """The models that may be named: on disk, loaded, on which devices, with which encoder, RAM for one instance, languages."""
+    """The models that may be named: on disk, loaded, on which devices, with what encoder and decoder, RAM of one, languages."""
     service = _service(request)
     listed = await asyncio.to_thread(_listed, service, service.pool.stats())
     return JSONResponse({"default": service.settings.model_size, "models": listed})
+
+
+def _of_any(lane: dict[str, Any], what: str) -> Any:
+    """What the first worker that knows it says."""
+    return next((found for one in lane.get("workers", []) if (found := one.get(what))), None)
 
 
 def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -190,7 +195,8 @@ def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
             "on_disk": catalogue.local_path(spec.name, service.settings) is not None,
             "loaded": bool(lanes.get(spec.name, {}).get("workers")),
             "devices": lanes.get(spec.name, {}).get("devices", {}),
-            "encoder": next((e for one in lanes.get(spec.name, {}).get("workers", []) if (e := one.get("encoder"))), None),
+            "encoder": _of_any(lanes.get(spec.name, {}), "encoder"),
+            "decoder": _of_any(lanes.get(spec.name, {}), "decoder"),
             "ram_bytes": spec.ram_bytes,
             "languages": list(spec.languages),
         }

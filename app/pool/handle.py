@@ -83,6 +83,7 @@ class Handle:
     device: str = ""
     device_memory: DeviceMemory | None = None
     encoder: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
     reserved: int = 0
     exclusive: bool = False
     running: dict[str, Running] = field(default_factory=dict)
@@ -105,6 +106,7 @@ class Handle:
             "reserved": self.reserved,
             "bytes": self.kept_bytes,
             "encoder": self.encoder,
+            "decoder": self.decoder,
         }
 
     def can_take(self, solo: bool) -> bool:
@@ -149,7 +151,8 @@ class Handle:
             self.kept_bytes, self.peak_bytes = int(message["bytes"]), int(message["peak_bytes"])
             if message.get("device_memory"):
                 self.device_memory = DeviceMemory(**message["device_memory"])
-            self.state, self.device, self.encoder = State.READY, message["device"], message.get("encoder")
+            self.state, self.device = State.READY, message["device"]
+            self.encoder, self.decoder = message.get("encoder"), message.get("decoder")
             self.ready.set_result(None)
         elif kind == "setup_failed":
             self.ready.set_exception(_error(message))

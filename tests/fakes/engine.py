@@ -39,6 +39,7 @@ class FakeEngine:
     device = "cpu"
     device_memory: DeviceMemory | None = None
     encoder: dict[str, Any] | None = None
+    decoder: dict[str, Any] | None = None
 
     def transcribe(self, task: Task, report: Callable[[str, float], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report("transcribe", 0.5)

@@ -114,11 +114,16 @@ class Int8(_Int8Scores):
 
 def int8_constant(weight: np.ndarray, across: int | None = None) -> Any:
     """A weight as int8, with one scale for each output. ``across``: the axis of its inputs, if not all but the first."""
+    stored, scale = int8_rows(weight, across)
+    return op.multiply(op.convert(op.constant(stored), np.float32), op.constant(scale))
+
+
+def int8_rows(weight: np.ndarray, across: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The same as numbers: the integers, and the scales, which have one place along the axes of the inputs."""
     axes = tuple(range(1, weight.ndim)) if across is None else across
     scale = np.abs(weight).max(axes, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1
-    stored = op.constant(np.rint(weight / scale).astype(np.int8))
-    return op.multiply(op.convert(stored, np.float32), op.constant(scale))
+    return np.rint(weight / scale).astype(np.int8), scale
 
 
 def _smoothing(seen: Range, weight: np.ndarray) -> np.ndarray:

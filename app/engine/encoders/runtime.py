@@ -48,13 +48,13 @@ def limits(calls: int, threads: int) -> dict[str, str]:
     return {name: str(count) for name, count in counts.items()} | {"ENABLE_CPU_PINNING": "NO"}
 
 
-def mapped(model: openvino.Model, folder: Path) -> openvino.Model:
-    """The same with its constants in a file of ``folder`` that is mapped: what has been read can be dropped again.
+def mapped(model: openvino.Model, folder: Path, name: str) -> openvino.Model:
+    """The same with its constants in a file ``name`` of ``folder`` that is mapped: what has been read can be dropped again.
 
     The file may be deleted at once. Without this every constant stays in memory beside the form that is computed with.
     """
-    openvino.save_model(model, folder / "encoder.xml", compress_to_fp16=False)
-    return openvino.Core().read_model(folder / "encoder.xml")
+    openvino.save_model(model, folder / f"{name}.xml", compress_to_fp16=False)
+    return openvino.Core().read_model(folder / f"{name}.xml")
 
 
 def observe(

@@ -20,8 +20,9 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("alignment", "asr", "attention", "batch", "devices", "gpu", "models", "pipeline", "vad")
-ENCODERS = ("cache", "choice", "fitting", "graph", "int8", "runtime", "sounds", "weights")
+ROOMS = ("alignment", "asr", "attention", "batch", "devices", "fitting", "gpu", "models", "pipeline", "vad")
+ENCODERS = ("cache", "choice", "graph", "int8", "runtime", "sounds", "weights")
+DECODERS = ("choice", "graph", "past", "runtime", "search")
 SETUP = WorkerSetup(
     "demo",
     "app.engine.pipeline",
@@ -49,8 +50,9 @@ def engine() -> Iterator[SimpleNamespace]:
         patch.setattr(threading, "active_count", lambda: 1)
         modules = {room: importlib.import_module(f"app.engine.{room}") for room in ROOMS}
         encoders = {room: importlib.import_module(f"app.engine.encoders.{room}") for room in ENCODERS}
+        decoders = {room: importlib.import_module(f"app.engine.decoders.{room}") for room in DECODERS}
     setproctitle.setproctitle(title)
-    yield SimpleNamespace(**modules, encoders=SimpleNamespace(**encoders))
+    yield SimpleNamespace(**modules, encoders=SimpleNamespace(**encoders), decoders=SimpleNamespace(**decoders))
     os.environ.clear()
     os.environ.update(before)
 

@@ -15,12 +15,19 @@ from tests.unit.engine.conftest import speech
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def hear(model: Any, windows: list[np.ndarray]) -> Any:
+    heard = model.hear(len(windows))
+    for output in model.encoded(map(model.log_mel, windows)):
+        heard.add(output)
+    return heard
+
+
 def decode(pipeline: Any, windows: list[np.ndarray], **options: Any) -> list[Any]:
     model = pipeline._model
-    encoded = np.stack(list(model.encoded(map(model.log_mel, windows))))
+    heard = hear(model, windows)
     tokenizer = model.tokenizer_for(options.pop("language", "en"), "transcribe")
     wanted = TranscribeOptions("demo", **options)
-    decoded: list[Any] = model.decode(encoded, [tokenizer] * len(windows), [wanted] * len(windows))
+    decoded: list[Any] = model.decode(heard, [tokenizer] * len(windows), [wanted] * len(windows))
     return decoded
 
 
@@ -38,12 +45,14 @@ def test_a_batch_says_what_its_windows_say_alone(pipeline: Any, options: dict[st
 
 def test_a_batch_of_languages_tasks_beams_and_prompts_says_what_its_windows_say_alone(pipeline: Any) -> None:
     model = pipeline._model
-    encoded = np.stack(list(model.encoded(model.log_mel(loud(number)) for number in range(5))))
+    windows = [loud(number) for number in range(5)]
     kinds = [("en", {}), ("de", {}), ("es", {"task": "translate"}), ("en", {"beam_size": 1}), ("en", {"initial_prompt": "red"})]
     options = [TranscribeOptions("demo", **kind) for _, kind in kinds]
     tokenizers = [model.tokenizer_for(language, one.task) for (language, _), one in zip(kinds, options, strict=True)]
-    together = model.decode(encoded, tokenizers, options)
-    alone = [model.decode(encoded[n : n + 1], tokenizers[n : n + 1], options[n : n + 1])[0] for n in range(5)]
+    together = model.decode(hear(model, windows), tokenizers, options)
+    alone = [
+        model.decode(hear(model, [one]), *([each[n]] for each in (tokenizers, options)))[0] for n, one in enumerate(windows)
+    ]
     assert [window.tokens for window in together] == [window.tokens for window in alone]
 
 
@@ -59,8 +68,7 @@ def test_features_of_any_length_are_those_of_whisperx_for_30_s(pipeline: Any, co
 
 def test_language_comes_with_a_probability(pipeline: Any) -> None:
     model = pipeline._model
-    (encoded,) = model.encoded([model.log_mel(loud(1))])
-    language, probability = model.language_of(encoded)
+    language, probability = model.language_of(hear(model, [loud(1)]), 0)
     assert 2 <= len(language) <= 3
     assert 0 < probability <= 1
 
@@ -97,7 +105,7 @@ def test_the_longest_prompt_and_hotwords_leave_half_of_the_positions_to_the_text
     options = TranscribeOptions("demo", initial_prompt=prompt, hotwords=hotwords)
     model = pipeline._model
     tokenizer = model.tokenizer_for("en", "transcribe")
-    ids = model._prompt(tokenizer, options)
+    ids = model.prompt(tokenizer, options)
     assert len(ids) <= model.max_length // 2 + 5
     assert ids[-1] == tokenizer.no_timestamps
     assert (ids[0] == tokenizer.sot_prev) == bool(prompt or hotwords)
@@ -106,7 +114,7 @@ def test_the_longest_prompt_and_hotwords_leave_half_of_the_positions_to_the_text
 def test_a_prompt_keeps_its_end_and_hotwords_come_first(pipeline: Any) -> None:
     model = pipeline._model
     tokenizer = model.tokenizer_for("en", "transcribe")
-    ids = model._prompt(tokenizer, TranscribeOptions("demo", initial_prompt="one " * 400 + "last", hotwords="first"))
+    ids = model.prompt(tokenizer, TranscribeOptions("demo", initial_prompt="one " * 400 + "last", hotwords="first"))
     assert tokenizer.decode(ids[1:]).startswith(" first one")
     assert " one last" in tokenizer.decode(ids)
 

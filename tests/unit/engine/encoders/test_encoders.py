@@ -173,7 +173,7 @@ def test_a_model_whose_constants_are_mapped_and_whose_file_is_deleted_still_enco
 ) -> None:
     graph = parts.graph.Graph(weights, parts.int8.DynamicInt8()).whole()
     plain = parts.runtime.Encoder(graph, 1, 1, {}).encode(mels[0])
-    mapped = parts.runtime.mapped(graph, tmp_path)
+    mapped = parts.runtime.mapped(graph, tmp_path, "encoder")
     for file in tmp_path.iterdir():
         file.unlink()
     assert np.array_equal(parts.runtime.Encoder(mapped, 1, 1, {}).encode(mels[0]), plain)
@@ -470,7 +470,7 @@ def test_the_second_load_measures_nothing_and_leaves_no_file_behind(
     engine: SimpleNamespace, parts: Parts, fitted: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup, model = fitted
-    monkeypatch.delattr(parts.fitting, "choose")
+    monkeypatch.delattr(engine.fitting, "choose")
     again, _ = engine.models.load(setup)
     assert again.encoder is not None
     assert again.choice.name == model.choice.name

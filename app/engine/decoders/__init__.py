@@ -1,0 +1,1 @@
+"""Whisper's text decoder on a CPU: OpenVINO computes the steps, the search over them is here."""
