@@ -182,7 +182,7 @@ class Limit:
     def _own_batch(self, decoder: Any, mels: list[np.ndarray], prompt: list[int]) -> list[Any]:
         from app.engine.decoders.runtime import Memory
 
-        memory = Memory(decoder.graph, len(mels))
+        memory = Memory(decoder.sizes, len(mels))
         for number, mel in enumerate(mels):
             decoder.remember(self._encode(mel)[0], memory, number)
         found = decoder.generate(memory, [prompt] * len(mels), 5, self._model.max_length)

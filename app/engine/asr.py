@@ -58,7 +58,7 @@ class Heard:
 
     def __init__(self, decoder: Decoder | None, windows: int) -> None:
         self.encoded: list[np.ndarray] = []
-        self.memory = Memory(decoder.graph, windows) if decoder is not None else None
+        self.memory = Memory(decoder.sizes, windows) if decoder is not None else None
         self._decoder = decoder
 
     def add(self, output: np.ndarray) -> None:

@@ -34,9 +34,10 @@ Load = Callable[[str], WindowModel]
 
 def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowModel:
     """The model that ``load(folder)`` gives, with the parts chosen for it; with CTranslate2's where anything else fails."""
-    if device != "cpu" or (setup.encoder, setup.decoder) == (CTRANSLATE2, CTRANSLATE2):
-        return load(path)
     machine = Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
+    own_decoder = setup.decoder == CTRANSLATE2 or not possible(machine)
+    if device != "cpu" or (setup.encoder == CTRANSLATE2 and own_decoder):
+        return load(path)
     key = cache.key(Path(path) / "model.bin", machine)
     choice = model = None
     if setup.encoder != CTRANSLATE2:
@@ -49,7 +50,7 @@ def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowMode
             choice = None
     model = model or load(path)  # not while an error holds on to what was loaded before
     model.choice = choice
-    if setup.decoder != CTRANSLATE2 and possible(machine):
+    if not own_decoder:
         try:
             _give_decoder(setup, Path(path), machine, model, f"decoder-{setup.decoder}-{key}")
         except Exception:

@@ -46,8 +46,9 @@ class Pipeline:
         self.device_memory: DeviceMemory | None = None
         self._model: WindowModel
         self._model, self.device = load(setup)
-        choices = self._model.choice, self._model.decoder_choice
-        self.encoder, self.decoder = (choice.shown() if choice else None for choice in choices)
+        encoder, decoder = self._model.choice, self._model.decoder_choice
+        self.encoder = encoder.shown() if encoder else None
+        self.decoder = decoder.shown("log_probability_differences") if decoder else None
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
         at_once = setup.runners, setup.batch_size, setup.batch_wait_s

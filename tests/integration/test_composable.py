@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from app import cpu
 from tests.integration.conftest import Sample
 from tests.integration.server import OTHER_KEY, Server
 
@@ -75,6 +76,10 @@ def test_models_lists_the_demo_model_as_on_disk_and_loaded(server: Server) -> No
     assert encoder["name"] in encoder["seconds_per_window"]
     assert encoder["seconds_per_window"].keys() == encoder["relative_errors"].keys() > {"ctranslate2"}
     assert listed["tiny"]["encoder"] is None
+    decoder = listed["demo"]["decoder"]
+    if cpu.multiplies_int8():  # without such instructions there is nothing to choose
+        assert decoder["name"] in decoder["seconds_per_window"]
+        assert decoder["seconds_per_window"].keys() > decoder["log_probability_differences"].keys() > set()
     assert listed["demo"]["on_disk"]
     assert listed["demo"]["loaded"]
     assert not listed["large-v3"]["on_disk"]

@@ -39,19 +39,20 @@ def build(path: Path, model: WindowModel, machine: Machine, folder: Path) -> Dec
     """OpenVINO's decoder of the model in ``path``. ``folder`` is for its constants, which are mapped; it may go afterwards.
 
     Raises:
-        KeyError: the model's files do not say what is needed.
+        KeyError: this is not a Whisper model.
     """
     words = _words(path, model)
     graph = DecoderGraph(Weights(path / "model.bin"), words.never)
-    models = [mapped(one, folder, name) for one, name in ((graph.memory(), "memory"), (graph.step(2 * MOST_BEAMS), "step"))]
-    return Decoder(graph, models, words, machine.calls, machine.threads)
+    models = [mapped(graph.memory(), folder, "memory")]  # one after the other: each is in memory until it is mapped
+    models.append(mapped(graph.step(2 * MOST_BEAMS), folder, "step"))
+    return Decoder(graph.sizes, graph.bias, models, words, machine.calls, machine.threads)
 
 
 def _words(path: Path, model: WindowModel) -> Words:
     config, id_of = json.loads((path / "config.json").read_text()), model.hf_tokenizer.token_to_id
     no_speech = id_of("<|nospeech|>") or id_of("<|nocaptions|>")
     known = id_of("<|startoftranscript|>"), id_of("<|endoftext|>"), no_speech
-    return Words(*known, *(tuple(config[name]) for name in ("lang_ids", "suppress_ids", "suppress_ids_begin")))
+    return Words(*known, *(tuple(config.get(name, ())) for name in ("lang_ids", "suppress_ids", "suppress_ids_begin")))
 
 
 def possible(machine: Machine) -> bool:
@@ -64,10 +65,10 @@ def choose(model: WindowModel, decoder: Decoder, samples: Path, *, forced: bool 
     mels = [model.log_mel(audio) for audio in sounds(samples)[-WINDOWS:]]
     encoded = list(model.encoded(mels))
     prompts = [model.prompt(model.tokenizer_for("en", "transcribe"))] * len(encoded)
-    memory = _remembered(decoder, encoded)
     results, theirs = _timed(lambda: _generated(model, encoded, prompts))
     _, ours = _timed(lambda: decoder.generate(_remembered(decoder, encoded), prompts, MOST_BEAMS, LENGTH))
-    difference = max(_differences(decoder, memory, prompts[0], results), default=math.inf)
+    memory = _remembered(decoder, encoded)
+    difference = float(np.max(_differences(decoder, memory, prompts[0], results) or math.inf))
     seconds = {CTRANSLATE2: theirs / len(encoded), INT8: ours / len(encoded)}
     better = difference <= MOST_DIFFERENCE and (forced or ours < MARGIN * theirs)
     choice = Choice(INT8 if better else CTRANSLATE2, seconds, {INT8: difference})
@@ -76,7 +77,7 @@ def choose(model: WindowModel, decoder: Decoder, samples: Path, *, forced: bool 
 
 
 def _remembered(decoder: Decoder, encoded: Sequence[np.ndarray]) -> Memory:
-    memory = Memory(decoder.graph, len(encoded))
+    memory = Memory(decoder.sizes, len(encoded))
     for number, output in enumerate(encoded):
         decoder.remember(output, memory, number)
     return memory

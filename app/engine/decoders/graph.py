@@ -15,6 +15,7 @@ are reordered (tree attention, Miao et al., SpecInfer, ASPLOS 2024, section 4.2)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,23 @@ _LEAST = np.float32(1e-5)
 _EPSILON = 1e-5
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Of a decoder."""
+
+    layers: int
+    heads: int
+    width: int
+    vocabulary: int
+
+    @property
+    def head_width(self) -> int:
+        """Of each of the heads."""
+        return self.width // self.heads
+
+
 class DecoderGraph:
-    """Both models, for the weights of one file. Sizes are public.
+    """Both models, for the weights of one file. ``bias`` is what is added to the logits (vocabulary,).
 
     Raises:
         KeyError: a weight is missing: this is not a Whisper model.
@@ -46,28 +62,32 @@ class DecoderGraph:
 
     def __init__(self, weights: Weights, never: Sequence[int] = ()) -> None:
         self._weights = weights
-        self.heads = int(weights.raw("decoder/num_heads"))
-        self.vocabulary, self.width = weights.raw("decoder/embeddings/weight").shape
-        self.head_width = self.width // self.heads
-        self.bias = np.zeros(self.vocabulary, np.float32)
+        vocabulary, width = weights.raw("decoder/embeddings/weight").shape
+        layers = 0
+        while f"decoder/layer_{layers}/ffn/linear_0/weight" in weights:
+            layers += 1
+        self.sizes = Sizes(layers, int(weights.raw("decoder/num_heads")), width, vocabulary)
+        self.bias = np.zeros(vocabulary, np.float32)
         self.bias[list(never)] = NEVER
-        self.layers = 0
-        while f"decoder/layer_{self.layers}/ffn/linear_0/weight" in weights:
-            self.layers += 1
+        self._words = self._constants("embeddings/weight")
+        tied = weights.same("decoder/projection/weight", "decoder/embeddings/weight")
+        self._projection = self._words if tied else self._constants("projection/weight")
 
     def memory(self) -> openvino.Model:
         """Encoder output (1, 1500, width) → of each layer keys and values, (1, heads, 1500, width of a head) int8, and steps.
 
         In this order: keys, their steps (1, heads, 1, 1500), values, theirs (1, heads, 1, width of a head).
         """
-        encoded = op.parameter([1, POSITIONS, self.width], np.float32, name="encoded")
+        encoded = op.parameter([1, POSITIONS, self.sizes.width], np.float32, name="encoded")
         outputs: list[Any] = []
-        for layer in range(self.layers):
+        for layer in range(self.sizes.layers):
             name = f"layer_{layer}/attention/linear_1"
             keys, values = (self._by_heads(self._linear(name, encoded, half)) for half in (0, 1))
             keys = op.subtract(keys, op.reduce_mean(keys, _axes(1), True))  # the same for all: a softmax does not see it
             outputs += [*_stored(keys, 3), *_stored(values, 1)]
-        outputs = [op.transpose(node, op.constant(order)) for node, order in zip(outputs, _ORDERS * self.layers, strict=True)]
+        outputs = [
+            op.transpose(node, op.constant(order)) for node, order in zip(outputs, _ORDERS * self.sizes.layers, strict=True)
+        ]
         return openvino.Model([node.output(0) for node in outputs], [encoded], "whisper-decoder-memory")
 
     def step(self, candidates: int) -> openvino.Model:
@@ -85,8 +105,8 @@ class DecoderGraph:
         wanted = op.parameter([-1], np.int32)
         inputs = [tokens, positions, past, among, wanted]
         x, made = self._embedded(tokens, positions), []
-        for layer in range(self.layers):
-            shape = [-1, self.heads, -1, self.head_width]
+        for layer in range(self.sizes.layers):
+            shape = [-1, self.sizes.heads, -1, self.sizes.head_width]
             own = [op.parameter(shape, np.float32) for _ in range(2)]
             inputs += own
             x, keys, values = self._self_attention(f"layer_{layer}/self_attention", x, own, past, among)
@@ -96,7 +116,7 @@ class DecoderGraph:
             x = self._cross_attention(f"layer_{layer}/attention", x, memory)
             x = self._feed_forward(f"layer_{layer}/ffn", x)
         x = self._norm("layer_norm", op.gather(x, wanted, op.constant(1)))
-        logits = op.add(op.matmul(x, self._int8("embeddings/weight"), False, True), op.constant(self.bias))
+        logits = op.add(op.matmul(x, _int8(*self._projection), False, True), op.constant(self.bias))
         best = op.topk(logits, op.constant(np.int32(candidates)), 2, "max", "value")
         most = op.gather(best.output(0), _axes(0), op.constant(2))
         total = op.reduce_sum(op.exp(op.subtract(logits, most)), _axes(2), True)
@@ -105,20 +125,19 @@ class DecoderGraph:
         return openvino.Model(outputs, inputs, "whisper-decoder-step")
 
     def _memory_inputs(self) -> list[Any]:
-        values = [-1, self.heads, POSITIONS, self.head_width]
-        steps = [-1, self.heads, 1, POSITIONS], [-1, self.heads, 1, self.head_width]
+        values = [-1, self.sizes.heads, POSITIONS, self.sizes.head_width]
+        steps = [-1, self.sizes.heads, 1, POSITIONS], [-1, self.sizes.heads, 1, self.sizes.head_width]
         return [op.parameter(*both) for shape in steps for both in ((values, np.int8), (shape, np.float32))]
 
     def _embedded(self, tokens: Any, positions: Any) -> Any:
-        parts = [op.constant(np.ascontiguousarray(part)) for part in self._int8_parts("embeddings/weight")]
-        rows = [op.gather(part, tokens, op.constant(0)) for part in parts]
+        rows = [op.gather(part, tokens, op.constant(0)) for part in self._words]
         where = op.gather(op.constant(self._get("position_encodings/encodings")), positions, op.constant(0))
-        return op.add(op.multiply(op.convert(rows[0], np.float32), rows[1]), where)
+        return op.add(_int8(*rows), where)
 
     def _self_attention(self, name: str, x: Any, own: list[Any], past: Any, among: Any) -> tuple[Any, Any, Any]:
         joined = self._linear(f"{name}/linear_0", self._norm(f"{name}/layer_norm", x))
         queries, keys, values = (self._split_heads(part) for part in op.split(joined, op.constant(2), 3).outputs())
-        queries = op.multiply(queries, op.constant(np.float32(self.head_width**-0.5)))
+        queries = op.multiply(queries, op.constant(np.float32(self.sizes.head_width**-0.5)))
         before = op.add(op.matmul(queries, own[0], False, True), past)
         here = op.add(op.matmul(queries, keys, False, True), among)
         lengths = [op.gather(op.shape_of(one), _axes(2), op.constant(0)) for one in (own[0], keys)]
@@ -130,7 +149,7 @@ class DecoderGraph:
         queries = self._split_heads(self._linear(f"{name}/linear_0", self._norm(f"{name}/layer_norm", x)))
         keys, key_steps, values, value_steps = memory
         step = op.maximum(op.reduce_max(op.abs(queries), _axes(3), True), op.constant(_LEAST))
-        scale = op.multiply(op.multiply(step, op.constant(np.float32(self.head_width**-0.5))), key_steps)
+        scale = op.multiply(op.multiply(step, op.constant(np.float32(self.sizes.head_width**-0.5))), key_steps)
         scores = op.multiply(op.matmul(_fake(op.divide(queries, step), -1, 1), _restored(keys), False, True), scale)
         most = op.subtract(op.reduce_max(scores, _axes(3), True), op.constant(np.log(_STEPS)))
         odds = op.exp(op.subtract(scores, most))  # up to 255
@@ -156,32 +175,35 @@ class DecoderGraph:
         scales = self._weights.raw(f"decoder/{name}_scale").astype(np.float32).reshape(-1, 1)
         return stored, np.broadcast_to(1 / scales, (len(stored), 1))
 
-    def _int8(self, name: str, rows: slice = slice(None)) -> Any:
-        stored, steps = (op.constant(np.ascontiguousarray(part[rows])) for part in self._int8_parts(name))
-        return op.multiply(op.convert(stored, np.float32), steps)
+    def _constants(self, name: str, rows: slice = slice(None)) -> list[Any]:
+        return [op.constant(np.ascontiguousarray(part[rows])) for part in self._int8_parts(name)]
 
     def _linear(self, name: str, x: Any, half: int | None = None) -> Any:
         """``half``: that of the outputs that is wanted, if not all."""
-        rows = slice(None) if half is None else slice(half * self.width, (half + 1) * self.width)
-        product = op.matmul(x, self._int8(f"{name}/weight", rows), False, True)
-        return op.add(product, op.constant(self._get(f"{name}/bias")[rows]))
+        rows = slice(None) if half is None else slice(half * self.sizes.width, (half + 1) * self.sizes.width)
+        weight = self._constants(f"{name}/weight", rows)
+        return op.add(op.matmul(x, _int8(*weight), False, True), op.constant(self._get(f"{name}/bias")[rows]))
 
     def _norm(self, name: str, x: Any) -> Any:
         x = op.mvn(x, _axes(-1), True, _EPSILON, "inside_sqrt")
         return op.add(op.multiply(x, op.constant(self._get(f"{name}/gamma"))), op.constant(self._get(f"{name}/beta")))
 
     def _by_heads(self, x: Any) -> Any:
-        return op.reshape(x, op.constant([0, 0, self.heads, self.head_width]), True)
+        return op.reshape(x, op.constant([0, 0, self.sizes.heads, self.sizes.head_width]), True)
 
     def _split_heads(self, x: Any) -> Any:
         return op.transpose(self._by_heads(x), op.constant([0, 2, 1, 3]))
 
     def _join_heads(self, x: Any) -> Any:
-        return op.reshape(op.transpose(x, op.constant([0, 2, 1, 3])), op.constant([0, 0, self.width]), True)
+        return op.reshape(op.transpose(x, op.constant([0, 2, 1, 3])), op.constant([0, 0, self.sizes.width]), True)
 
 
 def _axes(axis: int) -> Any:
     return op.constant([axis])
+
+
+def _int8(stored: Any, steps: Any) -> Any:
+    return op.multiply(op.convert(stored, np.float32), steps)
 
 
 def _stored(given: Any, axis: int) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from app.engine.decoders.graph import DecoderGraph
+from app.engine.decoders.graph import Sizes
 
 MASKED = -1e9
 """Added to what must not count: as good as minus infinity, but nothing minus it is no number."""
@@ -20,8 +20,8 @@ class Past:
     When all are taken, those that are in no beam's past any more are given up.
     """
 
-    def __init__(self, graph: DecoderGraph, beams: int) -> None:
-        self._graph, self._beams = graph, beams
+    def __init__(self, sizes: Sizes, beams: int) -> None:
+        self._sizes, self._beams = sizes, beams
         self.capacity, self._used, self._windows = LEAST, 0, 0
         self._kept = np.zeros(0, np.float32)
         self._seen = np.zeros((0, beams, LEAST), bool)
@@ -50,9 +50,9 @@ class Past:
                 self._seen[: self._windows, beam, self._used + beam] = True
         self._used += new
 
-    def begin(self, length: int) -> None:
-        """All beams have the prompt behind them."""
-        self._seen[:, :, :length] = True
+    def begin(self, unseen: int, length: int) -> None:
+        """All beams have a prompt of this length behind them, in front of which are tokens that nobody sees."""
+        self._seen[:, :, unseen : unseen + length] = True
 
     def follow(self, window: int, rows: Sequence[int]) -> None:
         """Each beam of the window goes on from another one of until now, or from the prompt."""
@@ -90,5 +90,5 @@ class Past:
         self._used = int(needed.sum(1).max())
 
     def _places(self, windows: int, count: int) -> np.ndarray:
-        graph = self._graph
-        return np.zeros((2 * graph.layers, windows, graph.heads, count, graph.head_width), np.float32)
+        sizes = self._sizes
+        return np.zeros((2 * sizes.layers, windows, sizes.heads, count, sizes.head_width), np.float32)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import openvino
 
-from app.engine.decoders.graph import FIXED, PER_LAYER, POSITIONS, DecoderGraph
+from app.engine.decoders.graph import FIXED, PER_LAYER, POSITIONS, Sizes
 from app.engine.decoders.past import MASKED, Past
 from app.engine.decoders.search import BeamSearch
 from app.engine.encoders.int8 import group_size
 from app.engine.encoders.runtime import FLOAT32, limits
 
 MOST_BEAMS = 5
+SHORT, ROUND = (1, 4), 32
+"""Tokens of a prompt that steps are compiled for: so many, or a multiple."""
 _KINDS = (np.int8, np.float32, np.int8, np.float32)
 
 
@@ -45,17 +48,16 @@ class Words:
 class Memory:
     """What the decoder looks at for each window of a batch; filled by :meth:`Decoder.remember`, window by window."""
 
-    def __init__(self, graph: DecoderGraph, windows: int) -> None:
-        values = (graph.heads, POSITIONS, graph.head_width)
-        shapes = values, (graph.heads, 1, POSITIONS), values, (graph.heads, 1, graph.head_width)
-        self.parts = [np.empty((graph.layers, windows, *shape), kind) for shape, kind in zip(shapes, _KINDS, strict=True)]
+    def __init__(self, sizes: Sizes, windows: int) -> None:
+        values = (sizes.heads, POSITIONS, sizes.head_width)
+        shapes = values, (sizes.heads, 1, POSITIONS), values, (sizes.heads, 1, sizes.head_width)
+        self.parts = [np.empty((sizes.layers, windows, *shape), kind) for shape, kind in zip(shapes, _KINDS, strict=True)]
 
     def only(self, windows: Sequence[int]) -> Memory:
-        """That of some of the windows; the same where it is all of them."""
-        if list(windows) == list(range(self.parts[0].shape[1])):
-            return self
-        chosen = object.__new__(Memory)
-        chosen.parts = [part[:, list(windows)] for part in self.parts]
+        """That of some of the windows: in the same place where they follow each other, otherwise a copy."""
+        chosen, first, end = object.__new__(Memory), windows[0], windows[0] + len(windows)
+        together = list(windows) == list(range(first, end))
+        chosen.parts = [part[:, first:end] if together else np.take(part, windows, 1) for part in self.parts]
         return chosen
 
     def forget(self, window: int, last: int) -> None:
@@ -65,28 +67,30 @@ class Memory:
 
 
 class Decoder:
-    """A decoder for ``calls`` threads at once, on ``threads`` threads each; the steps of one more take turns with theirs."""
+    """A decoder for ``calls`` threads at once and the express, on ``threads`` threads each."""
 
-    def __init__(self, graph: DecoderGraph, models: Sequence[openvino.Model], words: Words, calls: int, threads: int) -> None:
-        self.graph, self.words = graph, words
-        options = limits(calls, threads) | FLOAT32 | {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(graph.width))}
+    def __init__(
+        self, sizes: Sizes, bias: np.ndarray, models: Sequence[openvino.Model], words: Words, calls: int, threads: int
+    ) -> None:
+        self.sizes, self.words, self._bias = sizes, words, bias
+        options = limits(calls + 1, threads) | FLOAT32  # one for the express
+        options |= {"DYNAMIC_QUANTIZATION_GROUP_SIZE": str(group_size(sizes.width))}
         self._memory, self._step = (openvino.Core().compile_model(model, "CPU", options) for model in models)
 
     def remember(self, encoded: np.ndarray, memory: Memory, window: int) -> None:
         """Fill the place of one window from its encoder output, (1500, width)."""
         request = self._memory.create_infer_request()
-        for layer in range(self.graph.layers):
+        for layer in range(self.sizes.layers):
             for number, part in enumerate(memory.parts):
                 place = openvino.Tensor(part[layer, window : window + 1], shared_memory=True)
                 request.set_output_tensor(len(memory.parts) * layer + number, place)
-        request.infer({0: np.ascontiguousarray(encoded[None])}, share_inputs=True)
+        request.infer({0: np.ascontiguousarray(encoded[None])}, share_inputs=True, share_outputs=True)
 
     def languages(self, memory: Memory, window: int) -> list[tuple[int, float]]:
         """Tokens of all languages and their probabilities for one window, the likeliest first."""
-        past = Past(self.graph, 1)
-        run = _Run(self._step.create_infer_request(), self.graph, memory.only([window]), past)
-        run.step(np.array([[self.words.start]]), 0, _causal(1), [0])
-        chances = _softmax((run.logits()[0, 0] - self.graph.bias)[list(self.words.languages)])
+        run = _Run(self._step.create_infer_request(), self.sizes, memory.only([window]), Past(self.sizes, 1))
+        run.prompt([[self.words.start]], [0])
+        chances = _softmax((run.logits()[0, 0] - self._bias)[list(self.words.languages)])
         order = np.argsort(-chances, kind="stable")
         return [(self.words.languages[at], float(chances[at])) for at in order]
 
@@ -96,20 +100,20 @@ class Decoder:
         ``memory`` is used up. ``max_length``: tokens, prompt and text together, that the decoder has positions for; a text
         takes half of them at most, as with CTranslate2.
         """
-        past = Past(self.graph, beam_size)
-        run = _Run(self._step.create_infer_request(), self.graph, memory, past)
-        length, start = len(prompts[0]), list(prompts[0]).index(self.words.start)
-        run.step(np.array(prompts), 0, _causal(length), [start, length - 1])
-        silent = [float(_softmax(logits - self.graph.bias)[self.words.no_speech]) for logits in run.logits()[:, 0]]
+        past = Past(self.sizes, beam_size)
+        run = _Run(self._step.create_infer_request(), self.sizes, memory, past)
+        length = len(prompts[0])
+        start = length - 1 - list(reversed(prompts[0])).index(self.words.start)  # a caller's words may have one, too
+        run.prompt(prompts, [start, length - 1])
+        silent = [float(_softmax(logits - self._bias)[self.words.no_speech]) for logits in run.logits()[:, 0]]
         scores, tokens = self._first(run.logits()[:, 1], 2 * beam_size)
-        past.begin(length)
         searches = [BeamSearch(beam_size, self.words.end) for _ in prompts]
         active = list(range(len(prompts)))
         most = min(max_length // 2, max_length - (length - 1))
         for step in range(most):
             if step:
                 written = np.array([[beam.tokens[-1] for beam in searches[window].beams] for window in active])
-                run.step(written, length - 1 + step, _apart(beam_size), range(beam_size))
+                run.beams(written, length - 1 + step)
                 scores, tokens = run.best()
             going = []
             for place, window in enumerate(active):
@@ -129,8 +133,8 @@ class Decoder:
     def logprobs(self, memory: Memory, prompt: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Natural log-probability of each token of a text, and of its end, after a prompt; for one window."""
         whole, length = [*prompt, *tokens], len(prompt)
-        run = _Run(self._step.create_infer_request(), self.graph, memory, Past(self.graph, 1))
-        run.step(np.array([whole]), 0, _causal(len(whole)), range(length - 1, len(whole)))
+        run = _Run(self._step.create_infer_request(), self.sizes, memory, Past(self.sizes, 1))
+        run.prompt([whole], range(length - 1, len(whole)))
         logits = run.logits()[0].copy()
         logits[0, list(self.words.not_first)] = MASKED
         each = _log_softmax(logits)
@@ -150,23 +154,38 @@ class Decoder:
 class _Run:
     """One batch on its way through the steps. A request of its own: what it was given goes when it goes."""
 
-    def __init__(self, request: openvino.InferRequest, graph: DecoderGraph, memory: Memory, past: Past) -> None:
-        self._request, self._graph, self._memory, self._past = request, graph, memory, past
+    def __init__(self, request: openvino.InferRequest, sizes: Sizes, memory: Memory, past: Past) -> None:
+        self._request, self._sizes, self._memory, self._past = request, sizes, memory, past
         self._windows = memory.parts[0].shape[1]
         self._bound: tuple[int, int] | None = None
         past.open(self._windows)
 
-    def step(self, tokens: np.ndarray, position: int, among: np.ndarray, wanted: Sequence[int]) -> None:
-        """New ``tokens`` (windows, new). Without beams (a prompt) they follow each other, with them they stand side by side."""
+    def prompt(self, tokens: Sequence[Sequence[int]], wanted: Sequence[int]) -> None:
+        """What comes first: tokens (windows, length) that follow each other. ``wanted``: which of them to go on from.
+
+        What is compiled is for a number of tokens: so there are a few that nobody sees in front, up to a round number.
+        """
+        length = len(tokens[0])
+        unseen = next(size for size in itertools.chain(SHORT, itertools.count(ROUND, ROUND)) if size >= length) - length
+        given, order = np.pad(np.array(tokens), ((0, 0), (unseen, 0))), np.arange(-unseen, length)
+        among = (order[:, None] >= order) & (order >= 0)
+        self._step(given, order.clip(0), among, [unseen + one for one in wanted])
+        self._past.begin(unseen, length)
+
+    def beams(self, tokens: np.ndarray, position: int) -> None:
+        """One more token for each beam, (windows, beams): they stand side by side, and none sees the others."""
+        new = tokens.shape[1]
+        self._step(tokens, np.full(new, position), np.eye(new, dtype=bool), range(new))
+
+    def _step(self, tokens: np.ndarray, positions: np.ndarray, among: np.ndarray, wanted: Sequence[int]) -> None:
         new = tokens.shape[1]
         self._past.make_room(new)
         self._bind()
-        follow = np.arange(new) if among[0, 0, -1, 0] == 0 else np.zeros(new)
-        given = tokens, position + follow, self._past.mask(new), among, wanted
+        given = tokens, positions, self._past.mask(new), np.where(among, 0.0, MASKED)[None, None], wanted
         kinds = np.int32, np.int32, np.float32, np.float32, np.int32
         for number, (value, kind) in enumerate(zip(given, kinds, strict=True)):
             self._request.set_input_tensor(number, openvino.Tensor(np.ascontiguousarray(value, kind)))
-        self._request.infer()
+        self._request.infer(share_outputs=True)
         self._past.append(self._request.get_output_tensor(3).data)
 
     def best(self) -> tuple[np.ndarray, np.ndarray]:
@@ -190,21 +209,11 @@ class _Run:
         if shape == self._bound:
             return
         self._bound = shape
-        for layer in range(self._graph.layers):
+        for layer in range(self._sizes.layers):
             parts = [*self._past.of(layer), *(part[layer, : self._windows] for part in self._memory.parts)]
             for number, part in enumerate(parts):
                 place = openvino.Tensor(part, shared_memory=True)
                 self._request.set_input_tensor(FIXED + PER_LAYER * layer + number, place)
-
-
-def _causal(new: int) -> np.ndarray:
-    """Each of the new tokens sees itself and those before it."""
-    return np.where(np.tri(new, dtype=bool), 0.0, MASKED)[None, None]
-
-
-def _apart(new: int) -> np.ndarray:
-    """Each of the new tokens sees itself only."""
-    return np.where(np.eye(new, dtype=bool), 0.0, MASKED)[None, None]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ finished, and the best others that do not end it take their places. ``beam_size`
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -43,15 +44,15 @@ class BeamSearch:
         rows = order // tokens.shape[1]
         found = [(int(row), int(tokens.flat[at]), float(totals.flat[at])) for row, at in zip(rows, order, strict=True)]
         spare = (one for one in found[self._size :] if one[1] != self._end)
-        going = []
+        going: list[tuple[int, int, float]] = []
         for row, token, total in found[: self._size]:
             if token == self._end or last:
                 text = self.beams[row].tokens + (() if token == self._end else (token,))
                 self._finished.append(Hypothesis(text, total))
-                going += [next(spare)] if not last else []  # there is one: each beam can end only once
+                going += itertools.islice(spare, 1)  # with 2 × beam_size candidates there is one: each beam can end only once
             else:
                 going.append((row, token, total))
-        if last or len(self._finished) >= self._size:
+        if last or not going or len(self._finished) >= self._size:
             return None
         self.beams = [Hypothesis((*self.beams[row].tokens, token), total) for row, token, total in going]
         return [row for row, _, _ in going]

@@ -56,9 +56,9 @@ class Choice:
     errors: dict[str, float] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict, repr=False)
 
-    def shown(self) -> dict[str, Any]:
-        """As ``/models`` shows it: JSON values, rounded."""
-        figures = {"seconds_per_window": self.seconds, "relative_errors": self.errors}
+    def shown(self, errors: str = "relative_errors") -> dict[str, Any]:
+        """As ``/models`` shows it: JSON values, rounded. ``errors``: what they are called there."""
+        figures = {"seconds_per_window": self.seconds, errors: self.errors}
         return {"name": self.name} | {
             what: {name: float(f"{value:.3g}") if math.isfinite(value) else None for name, value in found.items()}
             for what, found in figures.items()

@@ -40,6 +40,10 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._found
 
+    def same(self, name: str, other: str) -> bool:
+        """Whether both are there and are one and the same variable."""
+        return name in self and other in self and self._found[name] == self._found[other]
+
     def raw(self, name: str) -> np.ndarray:
         """A variable as it is stored."""
         kind, shape, offset = self._found[name]
