@@ -71,12 +71,16 @@ def test_a_batch_of_recordings_says_what_it_says_with_ctranslate2(
     engine: SimpleNamespace, pipeline: Any, decoder: Any, encoded: list[np.ndarray], beams: int
 ) -> None:
     spoken = encoded[:RECORDINGS]
-    found = decoder.generate(remembered(engine, decoder, spoken), [PROMPT] * RECORDINGS, beams, 448)
-    expected = theirs(pipeline, spoken, PROMPT, beams)
+    memory, expected = remembered(engine, decoder, spoken), theirs(pipeline, spoken, PROMPT, beams)
+    for number, other in enumerate(expected):
+        each = decoder.logprobs(memory.only([number]), PROMPT, other.sequences_ids[0])
+        assert each.sum() / (len(each) - 1) == pytest.approx(other.scores[0], abs=0.02)
+    found = decoder.generate(memory, [PROMPT] * RECORDINGS, beams, 448)
     same = [list(one.tokens) == other.sequences_ids[0] for one, other in zip(found, expected, strict=True)]
-    assert sum(same) >= RECORDINGS - 1  # one ends in a word that is said again and again: as likely once more or once less
+    assert sum(same) >= RECORDINGS - 1  # two beams: one ends in a word that is said again and again, once more or once less
     assert len({len(one.tokens) for one in found}) > 2  # they end at different steps
-    assert means(found) == pytest.approx([one.scores[0] for one in expected], abs=0.02)
+    both = [(one, other) for one, other, equal in zip(means(found), expected, same, strict=True) if equal]
+    assert [one for one, _ in both] == pytest.approx([other.scores[0] for _, other in both], abs=0.02)
     assert [one.no_speech_prob for one in found] == pytest.approx([one.no_speech_prob for one in expected], abs=0.01)
 
 
@@ -110,7 +114,8 @@ def test_a_prompt_of_any_length_stands_before_the_text_as_with_ctranslate2(
     each = decoder.logprobs(memory.only([1]), prompt, (text := theirs(pipeline, encoded[1:2], prompt, 5)[0]).sequences_ids[0])
     assert each.sum() / len(each) == pytest.approx(text.scores[0] * (len(each) - 1) / len(each), abs=0.05)
     found = decoder.generate(memory, [prompt] * 2, 5, 448)
-    assert means(found) == pytest.approx([one.scores[0] for one in theirs(pipeline, encoded[:2], prompt, 5)], abs=0.05)
+    for mean, other in zip(means(found), theirs(pipeline, encoded[:2], prompt, 5), strict=True):
+        assert mean >= other.scores[0] - 0.05
 
 
 def test_a_text_takes_half_of_the_positions_at_most(
