@@ -22,7 +22,7 @@ import numpy as np
 import openvino
 from openvino import opset13 as op
 
-from app.engine.encoders.int8 import int8_rows
+from app.engine.encoders.int8 import int8_rows, within_one
 from app.engine.encoders.weights import Weights
 
 POSITIONS = 1500
@@ -148,14 +148,14 @@ class DecoderGraph:
     def _cross_attention(self, name: str, x: Any, memory: list[Any]) -> Any:
         queries = self._split_heads(self._linear(f"{name}/linear_0", self._norm(f"{name}/layer_norm", x)))
         keys, key_steps, values, value_steps = memory
-        step = op.maximum(op.reduce_max(op.abs(queries), _axes(3), True), op.constant(_LEAST))
+        queries, step = within_one(queries, axes=[3])
         scale = op.multiply(op.multiply(step, op.constant(np.float32(self.sizes.head_width**-0.5))), key_steps)
-        scores = op.multiply(op.matmul(_fake(op.divide(queries, step), -1, 1), _restored(keys), False, True), scale)
+        scores = op.multiply(op.matmul(queries, _restored(keys), False, True), scale)
         most = op.subtract(op.reduce_max(scores, _axes(3), True), op.constant(np.log(_STEPS)))
         odds = op.exp(op.subtract(scores, most))  # up to 255
         coarse = op.floor(odds)
         fine = op.multiply(op.subtract(odds, coarse), op.constant(_STEPS))
-        product = op.matmul(_fake(op.concat([coarse, fine], 2), 0, 255), _restored(values), False, False)
+        product = op.matmul(_whole(op.concat([coarse, fine], 2)), _restored(values), False, False)
         high, low = op.split(product, op.constant(2), 2).outputs()
         seen = op.divide(op.add(high, op.divide(low, op.constant(_STEPS))), op.reduce_sum(odds, _axes(3), True))
         return op.add(x, self._linear(f"{name}/linear_2", self._join_heads(op.multiply(seen, value_steps))))
@@ -218,7 +218,7 @@ def _restored(stored: Any) -> Any:
     return op.multiply(op.convert(stored, np.float32), op.constant(np.float32(1 / 127)))
 
 
-def _fake(given: Any, low: int, high: int) -> Any:
-    """Rounded to 8 bits: from -1 to 1, or whole numbers from 0 to 255."""
-    bounds = [op.constant(np.float32(bound)) for bound in (low, high)]
-    return op.fake_quantize(given, *bounds, *bounds, 256 + low)
+def _whole(given: Any) -> Any:
+    """Rounded to whole numbers from 0 to 255."""
+    bounds = [op.constant(np.float32(bound)) for bound in (0, _STEPS)]
+    return op.fake_quantize(given, *bounds, *bounds, 256)

@@ -71,8 +71,8 @@ class _Int8Scores(Numbers):
         if not cpu.multiplies_int8():
             return super().attention(queries, keys, values)
         keys = op.subtract(keys, op.reduce_mean(keys, op.constant([2]), True))
-        queries, query_scale = _within_one(queries, axes=[3])
-        keys, key_scale = _within_one(keys, axes=[2, 3])
+        queries, query_scale = within_one(queries, axes=[3])
+        keys, key_scale = within_one(keys, axes=[2, 3])
         width = int(values.get_output_partial_shape(0)[3].get_length())
         scale = op.multiply(op.multiply(query_scale, key_scale), op.constant(np.float32(width**-0.5)))
         scores = op.multiply(op.matmul(queries, keys, False, True), scale)
@@ -133,7 +133,7 @@ def _smoothing(seen: Range, weight: np.ndarray) -> np.ndarray:
     return factor.astype(np.float32, copy=False)
 
 
-def _within_one(given: Any, axes: list[int]) -> tuple[Any, Any]:
+def within_one(given: Any, axes: list[int]) -> tuple[Any, Any]:
     """In 255 steps from -1 to 1, and what that must be multiplied by, which is one number along ``axes``."""
     scale = op.maximum(op.reduce_max(op.abs(given), op.constant(axes), True), op.constant(np.float32(_LEAST)))
     bounds = [op.constant(np.float32(bound)) for bound in (-1, 1)]

@@ -95,6 +95,15 @@ def task(tmp_path: Path) -> Callable[..., Task]:
     return make
 
 
+def unusable(setup: WorkerSetup, folder: Path) -> list[WorkerSetup]:
+    """The same where nothing can be kept on disk, and where there are no recordings to measure with."""
+    (folder / "file").touch()
+    return [
+        replace(setup, encoders_dir=str(folder / "file" / "encoders")),
+        replace(setup, samples_dir=str(folder), encoders_dir=str(folder / "new")),
+    ]
+
+
 def speech(number: int) -> np.ndarray:
     """A bundled sample; before there are any, noise."""
     samples = sorted((catalogue.DEMO_MODEL.parent / "samples").glob("*.[fw]*[cv]"))

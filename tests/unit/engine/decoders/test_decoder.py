@@ -15,7 +15,7 @@ import pytest
 
 from app import catalogue, cpu
 from app.jobs import TranscribeOptions
-from tests.unit.engine.conftest import SETUP, noise, speech
+from tests.unit.engine.conftest import SETUP, noise, speech, unusable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -226,11 +226,7 @@ def test_one_that_says_something_else_is_never_used(
 
 def test_where_it_cannot_be_made_ctranslate2_decodes(engine: SimpleNamespace, fitted: tuple[Any, Any], tmp_path: Path) -> None:
     setup, _ = fitted
-    (tmp_path / "file").touch()
-    for broken in (
-        replace(setup, encoders_dir=str(tmp_path / "file" / "encoders")),
-        replace(setup, samples_dir=str(tmp_path), encoders_dir=str(tmp_path / "new")),
-    ):
+    for broken in unusable(setup, tmp_path):
         model, _ = engine.models.load(broken)
         assert model.decoder is None
         assert model.decoder_choice is None

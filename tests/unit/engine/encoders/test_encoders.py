@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app import catalogue
-from tests.unit.engine.conftest import SETUP, noise, speech
+from tests.unit.engine.conftest import SETUP, noise, speech, unusable
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -481,11 +481,7 @@ def test_where_no_other_encoder_can_be_made_ctranslate2_encodes(
     engine: SimpleNamespace, fitted: tuple[Any, Any], tmp_path: Path
 ) -> None:
     setup, _ = fitted
-    (tmp_path / "file").touch()
-    for broken in (
-        replace(setup, encoders_dir=str(tmp_path / "file" / "encoders")),
-        replace(setup, samples_dir=str(tmp_path), encoders_dir=str(tmp_path / "new")),
-    ):
+    for broken in unusable(setup, tmp_path):
         model, _ = engine.models.load(broken)
         assert model.encoder is None
         assert recognised(engine, model, [speech(1)])[0][1]
