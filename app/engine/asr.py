@@ -56,9 +56,9 @@ class Decoded:
 class Heard:
     """Windows of a batch that have been encoded. ``memory``: what OpenVINO's decoder keeps of them, if it is used."""
 
-    def __init__(self, decoder: Decoder | None, windows: int) -> None:
+    def __init__(self, decoder: Decoder | None, memory: Memory | None) -> None:
         self.encoded: list[np.ndarray] = []
-        self.memory = Memory(decoder.sizes, windows) if decoder is not None else None
+        self.memory = memory
         self._decoder = decoder
 
     def add(self, output: np.ndarray) -> None:
@@ -66,6 +66,20 @@ class Heard:
         if self._decoder is not None and self.memory is not None:
             self._decoder.remember(output, self.memory, len(self.encoded))
         self.encoded.append(output)
+
+    @classmethod
+    def together(cls, windows: Sequence[tuple[Heard, int]]) -> Heard:
+        """Some windows of some batches. Their memory is a copy, but for windows of one batch that follow each other."""
+        first = windows[0][0]
+        numbers = [number for _, number in windows]
+        memory = first.memory
+        if memory is not None and all(heard is first for heard, _ in windows):
+            memory = memory.only(numbers)
+        elif memory is not None:
+            memory = Memory.joined([(heard.memory, number) for heard, number in windows if heard.memory is not None])
+        made = cls(first._decoder, memory)
+        made.encoded = [heard.encoded[number] for heard, number in windows]
+        return made
 
 
 class WindowModel(WhisperModel):  # type: ignore[misc]
@@ -106,7 +120,7 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
 
     def hear(self, windows: int) -> Heard:
         """A place for the encoder's output of so many windows."""
-        return Heard(self.decoder, windows)
+        return Heard(self.decoder, Memory(self.decoder.sizes, windows) if self.decoder is not None else None)
 
     def language_of(self, heard: Heard, window: int) -> tuple[str, float]:
         """Language code and probability of one window."""

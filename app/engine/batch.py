@@ -10,6 +10,7 @@ from faster_whisper.tokenizer import Tokenizer
 
 from app.engine.asr import Decoded, WindowModel
 from app.engine.attention import Text, words_of
+from app.engine.sharing import Encoded, Sharing, result
 from app.engine.vad import RATE, Window, samples
 from app.jobs import TranscribeOptions
 
@@ -38,10 +39,18 @@ class Piece:
         return int(self.window.end * RATE) - int(self.window.start * RATE)
 
 
-def recognise(model: WindowModel, pieces: Sequence[Piece], *, give_way: Callable[[], None] = lambda: None) -> list[Decoded]:
+def recognise(
+    model: WindowModel,
+    pieces: Sequence[Piece],
+    *,
+    give_way: Callable[[], None] = lambda: None,
+    sharing: Sharing | None = None,
+    size: int = 0,
+) -> list[Decoded]:
     """What the windows say. Batched or alone, the words are the same.
 
-    ``give_way()`` is called before each step that takes long; it may wait for a while.
+    ``give_way()`` is called before each step that takes long; it may wait for a while. ``sharing``: with other batches, so
+    that up to ``size`` windows of all of them are decoded together.
     """
 
     def mels() -> Iterator[np.ndarray]:
@@ -50,16 +59,21 @@ def recognise(model: WindowModel, pieces: Sequence[Piece], *, give_way: Callable
             yield model.log_mel(samples(piece.speech.pcm, piece.window.start, piece.window.end))
 
     heard = model.hear(len(pieces))
-    for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True)):
-        heard.add(output)
-        if piece.speech.language is None:
-            piece.speech.language, piece.speech.probability = model.language_of(heard, number)
-            piece.told()
-    tokenizers = [_tokenizer(model, piece.speech) for piece in pieces]
-    give_way()
-    decoded = model.decode(heard, tokenizers, [piece.speech.options for piece in pieces])
+    windows: list[Encoded] = []
+    with (sharing or Sharing()).batch() as batch:
+        for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True)):
+            heard.add(output)
+            if piece.speech.language is None:
+                piece.speech.language, piece.speech.probability = model.language_of(heard, number)
+                piece.told()
+            windows.append(Encoded(heard, number, _tokenizer(model, piece.speech), piece.speech.options))
+            if len(windows) < len(pieces):
+                batch.offer(windows[-1])
+        give_way()
+        batch.decode(model, windows[-1], size - len(pieces))
+    decoded = [result(model, window) for window in windows]
     wanted = [number for number, piece in enumerate(pieces) if piece.speech.options.word_timestamps == "fast"]
-    texts = [Text(heard.encoded[n], pieces[n].samples, decoded[n].tokens, tokenizers[n]) for n in wanted]
+    texts = [Text(heard.encoded[n], pieces[n].samples, decoded[n].tokens, windows[n].tokenizer) for n in wanted]
     for number, words in zip(wanted, words_of(model.model, texts), strict=True):
         decoded[number] = replace(decoded[number], words=words)
     return decoded

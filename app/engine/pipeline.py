@@ -24,6 +24,7 @@ from app.engine.devices import align_device
 from app.engine.lease import Lease, Stopped, Unit
 from app.engine.models import load
 from app.engine.runners import Runners
+from app.engine.sharing import Sharing
 from app.engine.vad import RATE, PyannoteVad, Window, find_windows
 from app.errors import Cancelled
 from app.jobs import TranscribeOptions
@@ -52,6 +53,7 @@ class Pipeline:
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
         at_once = setup.runners, setup.batch_size, setup.batch_wait_s
+        self._sharing = {long: Sharing() for long in (False, True)}
         self._runners: Runners[Piece] = Runners(
             self._recognise_batch, *at_once, express=self.device == "cpu", on_rest=heap.Keeper().settle
         )
@@ -105,8 +107,12 @@ class Pipeline:
         return speech, segments
 
     def _recognise_batch(self, units: Sequence[Unit[Piece]]) -> list[Decoded]:
-        pieces = [unit.window for unit in units if unit.window is not None]
-        return gpu.halving(partial(recognise, self._model, give_way=self._runners.give_way), pieces)
+        """On a CPU recordings of several windows share what is encoded; others must not wait for windows of other jobs."""
+        pieces, jobs = [unit.window for unit in units if unit.window is not None], [unit.job for unit in units]
+        sharing = self._sharing[jobs[0].long] if self.device == "cpu" and all(job.brought > 1 for job in jobs) else None
+        size = min(job.size for job in jobs)
+        run = partial(recognise, self._model, give_way=self._runners.give_way, sharing=sharing, size=size)
+        return gpu.halving(run, pieces)
 
     def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:
         """Segments of all windows; where the language is not known, the first window tells it to the others."""

@@ -149,8 +149,8 @@ class DecoderGraph:
         queries = self._split_heads(self._linear(f"{name}/linear_0", self._norm(f"{name}/layer_norm", x)))
         keys, key_steps, values, value_steps = memory
         queries, step = within_one(queries, axes=[3])
-        scale = op.multiply(op.multiply(step, op.constant(np.float32(self.sizes.head_width**-0.5))), key_steps)
-        scores = op.multiply(op.matmul(queries, _restored(keys), False, True), scale)
+        scale = op.multiply(step, op.constant(np.float32(self.sizes.head_width**-0.5)))
+        scores = op.multiply(op.multiply(op.matmul(queries, _restored(keys), False, True), key_steps), scale)
         most = op.subtract(op.reduce_max(scores, _axes(3), True), op.constant(np.log(_STEPS)))
         odds = op.exp(op.subtract(scores, most))  # up to 255
         coarse = op.floor(odds)

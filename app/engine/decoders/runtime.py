@@ -55,10 +55,19 @@ class Memory:
 
     def only(self, windows: Sequence[int]) -> Memory:
         """That of some of the windows: in the same place where they follow each other, otherwise a copy."""
-        chosen, first, end = object.__new__(Memory), windows[0], windows[0] + len(windows)
-        together = list(windows) == list(range(first, end))
-        chosen.parts = [part[:, first:end] if together else np.take(part, windows, 1) for part in self.parts]
+        first, end = windows[0], windows[0] + len(windows)
+        if list(windows) != list(range(first, end)):
+            return Memory.joined([(self, window) for window in windows])
+        chosen = object.__new__(Memory)
+        chosen.parts = [part[:, first:end] for part in self.parts]
         return chosen
+
+    @staticmethod
+    def joined(windows: Sequence[tuple[Memory, int]]) -> Memory:
+        """A copy of some windows of some memories, in this order."""
+        made = object.__new__(Memory)
+        made.parts = [np.stack([memory.parts[n][:, window] for memory, window in windows], 1) for n in range(len(_KINDS))]
+        return made
 
     def forget(self, window: int, last: int) -> None:
         """The window's place is taken by that of the ``last`` one."""

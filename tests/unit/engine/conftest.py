@@ -20,7 +20,7 @@ import setproctitle
 from app import catalogue
 from app.work import Task, WorkerSetup
 
-ROOMS = ("alignment", "asr", "attention", "batch", "devices", "fitting", "gpu", "models", "pipeline", "vad")
+ROOMS = ("alignment", "asr", "attention", "batch", "devices", "fitting", "gpu", "models", "pipeline", "sharing", "vad")
 ENCODERS = ("cache", "choice", "graph", "int8", "runtime", "sounds", "weights")
 DECODERS = ("choice", "graph", "past", "runtime", "search")
 SETUP = WorkerSetup(
@@ -61,6 +61,14 @@ def engine() -> Iterator[SimpleNamespace]:
 def pipeline(engine: SimpleNamespace) -> Any:
     """The demo model, batches of two."""
     return engine.pipeline.create(SETUP)
+
+
+@pytest.fixture(scope="session")
+def fitted(engine: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """The demo model with OpenVINO's decoder, and the setup that it was loaded with."""
+    folder = tmp_path_factory.mktemp("decoders")
+    setup = replace(SETUP, decoder="openvino", encoders_dir=str(folder), samples_dir=str(catalogue.DEMO_SAMPLES))
+    return setup, engine.models.load(setup)[0]
 
 
 @pytest.fixture

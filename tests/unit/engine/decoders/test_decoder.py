@@ -15,7 +15,7 @@ import pytest
 
 from app import catalogue, cpu
 from app.jobs import TranscribeOptions
-from tests.unit.engine.conftest import SETUP, noise, speech, unusable
+from tests.unit.engine.conftest import noise, speech, unusable
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),
@@ -160,13 +160,6 @@ def test_threads_at_once_do_not_disturb_each_other(engine: SimpleNamespace, deco
 
 
 # -- the choice
-
-
-@pytest.fixture(scope="session")
-def fitted(engine: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    folder = tmp_path_factory.mktemp("decoders")
-    setup = replace(SETUP, decoder="openvino", encoders_dir=str(folder), samples_dir=str(catalogue.DEMO_SAMPLES))
-    return setup, engine.models.load(setup)[0]
 
 
 def test_a_model_that_is_told_to_gets_the_decoder_and_says_the_same(
