@@ -147,12 +147,16 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         prompts = [self.prompt(*both) for both in zip(tokenizers, options, strict=True)]
         groups: dict[tuple[Any, ...], list[int]] = {}
         for number, (prompt, wanted) in enumerate(zip(prompts, options, strict=True)):
-            groups.setdefault((len(prompt), *_search(wanted).items()), []).append(number)
+            groups.setdefault(_group(prompt, wanted), []).append(number)
         decoded: dict[int, Decoded] = {}
         for numbers in groups.values():
             found = self._found(heard, numbers, [prompts[number] for number in numbers], options[numbers[0]])
             decoded |= {n: self._decoded(one, tokenizers[n]) for n, one in zip(numbers, found, strict=True)}
         return [decoded[number] for number in range(len(prompts))]
+
+    def group(self, tokenizer: Tokenizer, options: TranscribeOptions) -> tuple[Any, ...]:
+        """Equal for windows that :meth:`decode` decodes together."""
+        return _group(self.prompt(tokenizer, options), options)
 
     def _found(self, heard: Heard, numbers: list[int], prompts: list[list[int]], options: TranscribeOptions) -> Sequence[Found]:
         """What some of the windows say, with OpenVINO's decoder where that can do it."""
@@ -198,6 +202,10 @@ def _from_ctranslate2(result: Any) -> Found:
     """Its scores are normalised by length (penalty 1), so they are no number where there is no token."""
     tokens = tuple(result.sequences_ids[0])
     return Found(tokens, float(result.scores[0]) * len(tokens) if tokens else 0.0, float(result.no_speech_prob))
+
+
+def _group(prompt: list[int], options: TranscribeOptions) -> tuple[Any, ...]:
+    return (len(prompt), *_search(options).items())
 
 
 def _search(options: TranscribeOptions) -> dict[str, Any]:

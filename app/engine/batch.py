@@ -45,12 +45,12 @@ def recognise(
     *,
     give_way: Callable[[], None] = lambda: None,
     sharing: Sharing | None = None,
-    size: int = 0,
+    size: Callable[[], int] = lambda: 0,
 ) -> list[Decoded]:
     """What the windows say. Batched or alone, the words are the same.
 
     ``give_way()`` is called before each step that takes long; it may wait for a while. ``sharing``: with other batches, so
-    that up to ``size`` windows of all of them are decoded together.
+    that up to ``size()`` windows of all of them are decoded together.
     """
 
     def mels() -> Iterator[np.ndarray]:
@@ -60,17 +60,18 @@ def recognise(
 
     heard = model.hear(len(pieces))
     windows: list[Encoded] = []
-    with (sharing or Sharing()).batch() as batch:
+    with (sharing or Sharing()).batch(len(pieces)) as batch:
         for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True)):
             heard.add(output)
             if piece.speech.language is None:
                 piece.speech.language, piece.speech.probability = model.language_of(heard, number)
                 piece.told()
-            windows.append(Encoded(heard, number, _tokenizer(model, piece.speech), piece.speech.options))
+            tokenizer, options = _tokenizer(model, piece.speech), piece.speech.options
+            windows.append(Encoded(heard, number, tokenizer, options, model.group(tokenizer, options)))
             if len(windows) < len(pieces):
                 batch.offer(windows[-1])
         give_way()
-        batch.decode(model, windows[-1], size - len(pieces))
+        batch.decode(model, windows[-1], size())
     decoded = [result(model, window) for window in windows]
     wanted = [number for number, piece in enumerate(pieces) if piece.speech.options.word_timestamps == "fast"]
     texts = [Text(heard.encoded[n], pieces[n].samples, decoded[n].tokens, windows[n].tokenizer) for n in wanted]

@@ -23,7 +23,7 @@ from app.engine.batch import Piece, Speech, recognise
 from app.engine.devices import align_device
 from app.engine.lease import Lease, Stopped, Unit
 from app.engine.models import load
-from app.engine.runners import Runners
+from app.engine.runners import Runners, is_express
 from app.engine.sharing import Sharing
 from app.engine.vad import RATE, PyannoteVad, Window, find_windows
 from app.errors import Cancelled
@@ -107,11 +107,17 @@ class Pipeline:
         return speech, segments
 
     def _recognise_batch(self, units: Sequence[Unit[Piece]]) -> list[Decoded]:
-        """On a CPU recordings of several windows share what is encoded; others must not wait for windows of other jobs."""
+        """One batch. On a CPU recordings of several windows share what is encoded; a clip must not wait for others' windows."""
         pieces, jobs = [unit.window for unit in units if unit.window is not None], [unit.job for unit in units]
-        sharing = self._sharing[jobs[0].long] if self.device == "cpu" and all(job.brought > 1 for job in jobs) else None
-        size = min(job.size for job in jobs)
-        run = partial(recognise, self._model, give_way=self._runners.give_way, sharing=sharing, size=size)
+        shares = self.device == "cpu" and all(job.brought > 1 for job in jobs) and not is_express()
+        sharing, most = self._sharing[jobs[0].long] if shares else None, min(job.size for job in jobs)
+        run = partial(
+            recognise,
+            self._model,
+            give_way=self._runners.give_way,
+            sharing=sharing,
+            size=lambda: 0 if self._runners.awaited() else most,
+        )
         return gpu.halving(run, pieces)
 
     def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:

@@ -71,13 +71,18 @@ class Runners(Generic[W]):
     def give_way(self) -> None:
         """For ``run``, between two windows: one of several runners with long jobs rests while the express is at work."""
         with self._changed:
-            if self._resting or not self._crowded() or self._count < 2 or threading.current_thread().name == EXPRESS:
+            if self._resting or not self._crowded() or self._count < 2 or is_express():
                 return
             self._resting, until = True, time.monotonic() + GIVE_WAY_S
             while self._changed.wait_for(lambda: not self._crowded(), until - time.monotonic()):
                 if not self._changed.wait_for(self._crowded, SOON_S):
                     break
             self._resting = False
+
+    def awaited(self) -> bool:
+        """Whether windows or calls wait for a runner, or a job is there that has not brought its windows yet."""
+        with self._changed:
+            return any(job.pending or job.is_coming for job in self._jobs)
 
     def _crowded(self) -> bool:
         return bool(self._hurrying) and not self._idle and all(job.long for job in self._busy)
@@ -256,6 +261,11 @@ class Runners(Generic[W]):
             self._queue(unit.job)
             unit.done.set()
         self._changed.notify_all()  # the express looks who is at work now
+
+
+def is_express() -> bool:
+    """Whether this thread is the express."""
+    return threading.current_thread().name == EXPRESS
 
 
 def _call(unit: Unit[Any]) -> None:

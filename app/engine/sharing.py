@@ -1,109 +1,153 @@
 """Encoded windows on their way to the decoder: a batch that is not full takes along those of one that still encodes.
 
 The last windows of some recordings are seldom as many for one runner as for another, and a whole window is the least that a
-runner takes; without this one of two runners has nothing to do for the last seconds. It also costs less: a step of the decoder
-reads all weights, for however many windows. In other words, encoder and decoder are two stages (Patel et al., "Splitwise", ISCA
-2024), but a window changes its runner between them only where that helps.
+runner takes; without this one of two runners has nothing to do for the last seconds. Encoder and decoder are two stages, in
+other words (Patel et al., "Splitwise", ISCA 2024), but a window changes its runner between them only where both batches are
+expected to end earlier for it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from faster_whisper.tokenizer import Tokenizer
 
 from app.engine.asr import Decoded, Heard, WindowModel
 from app.jobs import TranscribeOptions
 
+ENCODING = 2.5
+"""What the encoder takes for a window, in what a batch's decoder takes for one window more. Small: 2.8, tiny: 1.4."""
+MOVING = 0.25
+"""What it costs to take windows along, in the same unit: their keys and values are copied."""
+log = logging.getLogger(__name__)
+
 
 @dataclass(eq=False)
 class Encoded:
-    """A window that waits for the decoder: the one of this ``number`` of what was ``heard``. ``found`` is what it says."""
+    """A window that waits for the decoder: the one of this ``number`` of what was ``heard``.
+
+    Only those of one ``group`` are decoded together. ``found`` is what it says, or None where that failed in another batch.
+    """
 
     heard: Heard
     number: int
     tokenizer: Tokenizer
     options: TranscribeOptions
-    found: Future[Decoded] = field(default_factory=Future)
+    group: tuple[Any, ...]
+    found: Future[Decoded | None] = field(default_factory=Future)
+
+
+@dataclass(eq=False)
+class _Side:
+    """A batch that is being encoded: ``left`` of its windows are its own; ``encoded`` of all ``pieces`` are done."""
+
+    pieces: int
+    since: float
+    left: int
+    encoded: int = 0
+    at: float = 0.0
+    offered: list[Encoded] = field(default_factory=list)
+
+    def ahead(self, now: float) -> float:
+        """Windows that it has still to encode; of the one at work, what is left by the time that those before it took."""
+        each = (self.at - self.since) / self.encoded
+        return max(0.0, self.pieces - self.encoded - min(1.0, (now - self.at) / max(each, 1e-6)))
 
 
 class Sharing:
     """The batches that share. Those of short and of long jobs each have their own (:mod:`app.engine.runners`)."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._encoding: list[list[Encoded]] = []
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock, self._clock = threading.Lock(), clock
+        self._encoding: list[_Side] = []
 
     @contextlib.contextmanager
-    def batch(self) -> Iterator[Batch]:
-        """A batch, while it is being encoded."""
-        offered: list[Encoded] = []
+    def batch(self, pieces: int) -> Iterator[Batch]:
+        """A batch of so many windows, while it is being encoded."""
+        side = _Side(pieces, self._clock(), pieces)
         with self._lock:
-            self._encoding.append(offered)
+            self._encoding.append(side)
         try:
-            yield Batch(self, offered)
+            yield Batch(self, side)
         finally:
-            self.end(offered, 0)
+            self.end(side, None, 0)
 
-    def offer(self, offered: list[Encoded], window: Encoded) -> None:
+    def offer(self, side: _Side, window: Encoded) -> None:
         """See :meth:`Batch.offer`."""
         with self._lock:
-            offered.append(window)
+            side.encoded, side.at = side.encoded + 1, self._clock()
+            side.offered.append(window)
 
-    def end(self, offered: list[Encoded], room: int) -> list[Encoded]:
-        """Nothing more of this batch can be taken; up to ``room`` windows of others, which are the caller's now."""
+    def end(self, side: _Side, last: Encoded | None, size: int) -> list[Encoded]:
+        """Nothing more of this batch can be taken. Windows of others that it takes, up to ``size`` with its own."""
         with self._lock:
-            self._encoding = [other for other in self._encoding if other is not offered]
+            self._encoding = [other for other in self._encoding if other is not side]
             taken: list[Encoded] = []
             for other in self._encoding:
-                most = max(0, room - len(taken))
-                taken += other[:most]
-                del other[:most]
+                fitting = [window for window in other.offered if last is not None and window.group == last.group]
+                if fitting:
+                    own = side.left + len(taken)
+                    ahead = ENCODING * other.ahead(self._clock())
+                    chosen = fitting[: _worth(own, other.left, ahead, min(len(fitting), size - own))]
+                    taken += chosen
+                    other.offered = [window for window in other.offered if window not in chosen]
+                    other.left -= len(chosen)
             return taken
+
+
+def _worth(own: int, theirs: int, ahead: float, most: int) -> int:
+    """How many windows to take of those that another batch has ``ahead`` of it, so that the later of both ends earliest."""
+    return min(range(max(0, most) + 1), key=lambda count: max(own + count + MOVING * bool(count), ahead + theirs - count))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch's side of it. ``_offered``: those of its windows that nobody has taken."""
+    """One batch's way through it."""
 
     _sharing: Sharing
-    _offered: list[Encoded]
+    _side: _Side
 
     def offer(self, window: Encoded) -> None:
         """Another runner may take it now."""
-        self._sharing.offer(self._offered, window)
+        self._sharing.offer(self._side, window)
 
-    def decode(self, model: WindowModel, last: Encoded, room: int) -> None:
-        """Fill ``found`` of the ``last`` window, of those before it that nobody has taken, and of up to ``room`` of others.
+    def decode(self, model: WindowModel, last: Encoded, size: int) -> None:
+        """Fill ``found`` of the ``last`` window, of those before it that nobody has taken, and of some of others.
 
-        What comes from other batches has a result or an error in any case. Where all together fail, the own ones are tried
-        alone, so that they do not fail for another job's sake.
+        Together they are ``size`` at most. Where they fail, the own ones are tried alone: no job fails for another one's sake.
         """
-        taken = self._sharing.end(self._offered, room)
-        own = [*self._offered, last]
-        try:
-            found = _decoded(model, [*own, *taken])
-        except BaseException as error:
-            for window in taken:
-                window.found.set_exception(error)
-            if not taken:
-                raise
-            found = _decoded(model, own)
-        for window, one in zip([*own, *taken], found, strict=False):
-            window.found.set_result(one)
+        taken = self._sharing.end(self._side, last, size)
+        own = [*self._side.offered, last]
+        if not taken or not _fill(model, own, taken):
+            for window, one in zip(own, _decoded(model, own), strict=True):
+                window.found.set_result(one)
+
+
+def _fill(model: WindowModel, own: list[Encoded], taken: list[Encoded]) -> bool:
+    """Whether windows of several batches could be decoded together. If not, those that were ``taken`` hear of it."""
+    found: list[Decoded] | None = None
+    try:
+        found = _decoded(model, own + taken)
+    except Exception as error:
+        log.warning("windows of several batches failed together, and are tried apart (%s)", type(error).__name__)
+    finally:
+        for number, window in enumerate(taken, len(own)):
+            window.found.set_result(found[number] if found else None)
+    for window, one in zip(own, found or (), strict=False):
+        window.found.set_result(one)
+    return found is not None
 
 
 def result(model: WindowModel, window: Encoded) -> Decoded:
-    """What a window says. Where it was taken, and failed beside the others there, it is tried alone."""
-    try:
-        return window.found.result()
-    except Exception:
-        (decoded,) = _decoded(model, [window])
-        return decoded
+    """What a window says. Where it was taken, and failed there, it is tried alone."""
+    return window.found.result() or _decoded(model, [window])[0]
 
 
 def _decoded(model: WindowModel, windows: Sequence[Encoded]) -> list[Decoded]:
