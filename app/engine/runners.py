@@ -217,16 +217,16 @@ class Runners(Generic[W]):
 
     def _compute(self, units: Sequence[Unit[W]]) -> None:
         """One batch. Where it fails, each job's part is tried alone, so that none fails for another one's sake."""
+        jobs = list(dict.fromkeys(unit.job for unit in units))
         try:
             for unit, result in zip(units, self._run(units), strict=True):
                 unit.result = result
+            return
         except BaseException as error:
-            jobs = list(dict.fromkeys(unit.job for unit in units))
-            for job in jobs if len(jobs) > 1 else []:
-                self._compute([unit for unit in units if unit.job is job])
-            if len(jobs) == 1:
-                for unit in units:
-                    unit.error = error
+            for unit in units if len(jobs) == 1 else []:
+                unit.error = error
+        for job in jobs if len(jobs) > 1 else []:  # what has failed is out of memory by now
+            self._compute([unit for unit in units if unit.job is job])
 
     def _settle(self, units: Sequence[Unit[W]]) -> None:
         """What windows have freed is kept only while there are more of them; what calls have, while there is anything."""

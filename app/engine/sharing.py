@@ -2,8 +2,8 @@
 
 The last windows of some recordings are seldom as many for one runner as for another, and a whole window is the least that a
 runner takes; without this one of two runners has nothing to do for the last seconds. Encoder and decoder are two stages, in
-other words (Patel et al., "Splitwise", ISCA 2024), but a window changes its runner between them only where both batches are
-expected to end earlier for it.
+other words (Patel et al., "Splitwise", ISCA 2024), but a window changes its runner between them only where the later of two
+batches is expected to end earlier for it.
 """
 
 from __future__ import annotations

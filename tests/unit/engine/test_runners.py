@@ -199,6 +199,30 @@ def test_windows_that_hold_back_are_free_as_soon_as_they_are_released(threads: T
     assert future.result(10) == ["<1>", "<2>"]
 
 
+def test_runners_are_awaited_while_windows_wait_and_while_a_job_may_still_bring_some(threads: ThreadPoolExecutor) -> None:
+    tool = Tool()
+    first = busy(tool, threads)
+    assert not tool.runners.awaited()
+    (second,) = waiting(tool, threads, ["second"])
+    assert tool.runners.awaited()
+    tool.go()
+    assert (first.result(10), second.result(10)) == (["<first>"], ["<second>"])
+    assert not tool.runners.awaited()
+    with tool.runners.lease(never):
+        assert tool.runners.awaited()
+    assert not tool.runners.awaited()
+
+
+def test_runners_are_awaited_by_windows_that_hold_back(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    future = threads.submit(job, tool, [1, 2, 3], hold=True)
+    tool.until_began()
+    assert tool.runners.awaited()
+    tool.go()
+    assert future.result(10) == ["<1>", "<2>", "<3>"]
+    assert not tool.runners.awaited()
+
+
 def test_one_bad_window_fails_its_own_job_only(threads: ThreadPoolExecutor) -> None:
     tool = Tool()
     first = busy(tool, threads)

@@ -48,7 +48,7 @@ def in_thread(run: Callable[[], list[Any]]) -> Future[list[Any]]:
 
 
 class Sides:
-    """``recognise`` of batches in threads of their own, and the numbers of windows that the decoder was given.
+    """``recognise`` of batches in threads of their own, and how many windows, in which languages, the decoder was given.
 
     ``now``: seconds on their clock. It stands still, so whoever encodes has all of its present window before it.
     """
@@ -57,17 +57,21 @@ class Sides:
         self._engine, self._model = engine, model
         self.now = 0.0
         self.sharing, self.decoded = engine.sharing.Sharing(lambda: self.now), []
+        self.spoken: list[list[str]] = []
         self._decode, self.breaks = model.decode, lambda options: False
         patch.setattr(model, "decode", self._spy)
 
     def _spy(self, heard: Any, tokenizers: Any, options: Any) -> Any:
         self.decoded.append(len(options))
+        self.spoken.append([tokenizer.language_code for tokenizer in tokenizers])
+        found = self._decode(heard, tokenizers, options)
         if self.breaks(options):
             raise RuntimeError("broken")
-        return self._decode(heard, tokenizers, options)
+        return found
 
     def __call__(self, numbers: list[int], *, size: int = 4, gate: Gate | None = None, **options: Any) -> Future[list[Any]]:
-        speeches = [self._engine.batch.Speech(speech(n), TranscribeOptions("demo", **options), None) for n in numbers]
+        wanted = TranscribeOptions("demo", **options)
+        speeches = [self._engine.batch.Speech(speech(n), wanted, wanted.language) for n in numbers]
         window = self._engine.vad.Window(0.0, 4.0)
         pieces = [self._engine.batch.Piece(one, window, lambda: None) for one in speeches]
         kept = {"give_way": gate} if gate else {}
@@ -197,13 +201,13 @@ def test_windows_that_are_searched_otherwise_are_not_taken(sides: Sides) -> None
 
 
 def test_languages_and_tasks_are_taken_together_and_say_what_they_say_alone(sides: Sides) -> None:
-    kinds: list[dict[str, Any]] = [{"language": "de"}, {"task": "translate"}]
+    kinds: list[dict[str, Any]] = [{"language": "de"}, {"language": "en", "task": "translate"}]
     alone = [sides.alone(number, **kinds[number != 0]).tokens for number in range(3)]
     sides.decoded.clear()
     with sides.encoding([1, 2], at=2, **kinds[1]) as first:
         second = sides([0], **kinds[0]).result(LONG_S)
     assert tokens(second) + tokens(first.result(LONG_S)) == alone
-    assert sides.decoded == [2, 1]
+    assert sides.spoken[-2:] == [["de", "en"], ["en"]]
 
 
 def test_a_batch_takes_windows_of_all_that_encode(sides: Sides) -> None:
@@ -241,6 +245,15 @@ def test_as_many_windows_are_taken_as_let_the_later_batch_end_earliest(
     engine: SimpleNamespace, own: int, theirs: int, ahead: float, most: int, count: int
 ) -> None:
     assert engine.sharing._worth(own, theirs, ahead, most) == count
+
+
+@pytest.mark.parametrize(
+    ("now", "ahead"), [(14.0, 2.0), (15.0, 1.5), (16.0, 1.0), (90.0, 1.0)]
+)  # two windows of two seconds each, of four
+def test_what_is_left_of_the_window_at_work_goes_by_the_time_that_those_before_it_took(
+    engine: SimpleNamespace, now: float, ahead: float
+) -> None:
+    assert engine.sharing._Side(4, since=10.0, left=4, encoded=2, at=14.0).ahead(now) == ahead
 
 
 def test_what_a_broken_batch_had_offered_is_not_taken_any_more(sides: Sides) -> None:
@@ -294,9 +307,9 @@ def test_recordings_of_several_windows_share_with_their_like_on_a_cpu_and_not_in
     monkeypatch.setattr(engine.pipeline, "recognise", lambda model, pieces, **kept: given.update(kept) or [])
     monkeypatch.setattr(pipeline, "device", "cpu" if device == "express" else device)
     monkeypatch.setattr(threading.current_thread(), "name", device)
-    jobs = [SimpleNamespace(brought=count, long=long, size=2 + n) for n, count in enumerate(brought)]
+    jobs = [SimpleNamespace(brought=count, long=long, size=3 - n) for n, count in enumerate(brought)]
     pipeline._recognise_batch([SimpleNamespace(window=None, job=job) for job in jobs])
     assert given["sharing"] is (None if shares is None else pipeline._sharing[shares])
-    assert given["size"]() == 2
+    assert given["size"]() == 4 - len(brought)
     with pipeline._runners.lease(lambda: False):  # of a job that may bring more
         assert given["size"]() == 0
