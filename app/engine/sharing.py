@@ -44,61 +44,37 @@ class Encoded:
     found: Future[Decoded | None] = field(default_factory=Future)
 
 
-@dataclass(eq=False)
-class _Side:
-    """A batch that is being encoded: ``left`` of its windows are its own; ``encoded`` of all ``pieces`` are done."""
-
-    pieces: int
-    since: float
-    left: int
-    encoded: int = 0
-    at: float = 0.0
-    offered: list[Encoded] = field(default_factory=list)
-
-    def ahead(self, now: float) -> float:
-        """Windows that it has still to encode; of the one at work, what is left by the time that those before it took."""
-        each = (self.at - self.since) / self.encoded
-        return max(0.0, self.pieces - self.encoded - min(1.0, (now - self.at) / max(each, 1e-6)))
-
-
 class Sharing:
     """The batches that share. Those of short and of long jobs each have their own (:mod:`app.engine.runners`)."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._lock, self._clock = threading.Lock(), clock
-        self._encoding: list[_Side] = []
+        self.lock, self.clock = threading.Lock(), clock
+        self._encoding: list[Batch] = []
 
     @contextlib.contextmanager
     def batch(self, pieces: int) -> Iterator[Batch]:
         """A batch of so many windows, while it is being encoded."""
-        side = _Side(pieces, self._clock(), pieces)
-        with self._lock:
-            self._encoding.append(side)
+        batch = Batch(self, pieces, self.clock())
+        with self.lock:
+            self._encoding.append(batch)
         try:
-            yield Batch(self, side)
+            yield batch
         finally:
-            self.end(side, None, 0)
+            self.end(batch, None, 0)
 
-    def offer(self, side: _Side, window: Encoded) -> None:
-        """See :meth:`Batch.offer`."""
-        with self._lock:
-            side.encoded, side.at = side.encoded + 1, self._clock()
-            side.offered.append(window)
-
-    def end(self, side: _Side, last: Encoded | None, size: int) -> list[Encoded]:
+    def end(self, batch: Batch, last: Encoded | None, size: int) -> list[Encoded]:
         """Nothing more of this batch can be taken. Windows of others that it takes, up to ``size`` with its own."""
-        with self._lock:
-            self._encoding = [other for other in self._encoding if other is not side]
+        with self.lock:
+            self._encoding = [other for other in self._encoding if other is not batch]
             taken: list[Encoded] = []
             for other in self._encoding:
                 fitting = [window for window in other.offered if last is not None and window.group == last.group]
                 if fitting:
-                    own = side.left + len(taken)
-                    ahead = ENCODING * other.ahead(self._clock())
+                    own = batch.left + len(taken)
+                    ahead = ENCODING * other.ahead(self.clock())
                     chosen = fitting[: _worth(own, other.left, ahead, min(len(fitting), size - own))]
                     taken += chosen
                     other.offered = [window for window in other.offered if window not in chosen]
-                    other.left -= len(chosen)
             return taken
 
 
@@ -107,31 +83,47 @@ def _worth(own: int, theirs: int, ahead: float, most: int) -> int:
     return min(range(max(0, most) + 1), key=lambda count: max(own + count + MOVING * bool(count), ahead + theirs - count))
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Batch:
-    """One batch's way through it."""
+    """A batch of ``pieces`` windows that is being encoded: ``encoded`` are done, ``offered`` are those nobody has taken."""
 
-    _sharing: Sharing
-    _side: _Side
+    sharing: Sharing
+    pieces: int
+    since: float
+    encoded: int = 0
+    at: float = 0.0
+    offered: list[Encoded] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Windows that are its own to decode."""
+        return self.pieces - self.encoded + len(self.offered)
+
+    def ahead(self, now: float) -> float:
+        """Windows that it has still to encode; of the one at work, what is left by the time that those before it took."""
+        each = (self.at - self.since) / self.encoded
+        return max(0.0, self.pieces - self.encoded - min(1.0, (now - self.at) / max(each, 1e-6)))
 
     def offer(self, window: Encoded) -> None:
-        """Another runner may take it now."""
-        self._sharing.offer(self._side, window)
+        """It is encoded, and not the last one: another runner may take it now."""
+        with self.sharing.lock:
+            self.encoded, self.at = self.encoded + 1, self.sharing.clock()
+            self.offered.append(window)
 
     def decode(self, model: WindowModel, last: Encoded, size: int) -> None:
         """Fill ``found`` of the ``last`` window, of those before it that nobody has taken, and of some of others.
 
         Together they are ``size`` at most. Where they fail, the own ones are tried alone: no job fails for another one's sake.
         """
-        taken = self._sharing.end(self._side, last, size)
-        own = [*self._side.offered, last]
-        if not taken or not _fill(model, own, taken):
-            for window, one in zip(own, _decoded(model, own), strict=True):
-                window.found.set_result(one)
+        taken = self.sharing.end(self, last, size)
+        own = [*self.offered, last]
+        found = _together(model, own, taken) if taken else None
+        for window, one in zip(own, found or _decoded(model, own), strict=True):
+            window.found.set_result(one)
 
 
-def _fill(model: WindowModel, own: list[Encoded], taken: list[Encoded]) -> bool:
-    """Whether windows of several batches could be decoded together. If not, those that were ``taken`` hear of it."""
+def _together(model: WindowModel, own: list[Encoded], taken: list[Encoded]) -> list[Decoded] | None:
+    """What the own windows of a batch say, decoded with those that were ``taken``, whose ``found`` is filled in any case."""
     found: list[Decoded] | None = None
     try:
         found = _decoded(model, own + taken)
@@ -140,9 +132,7 @@ def _fill(model: WindowModel, own: list[Encoded], taken: list[Encoded]) -> bool:
     finally:
         for number, window in enumerate(taken, len(own)):
             window.found.set_result(found[number] if found else None)
-    for window, one in zip(own, found or (), strict=False):
-        window.found.set_result(one)
-    return found is not None
+    return found[: len(own)] if found else None
 
 
 def result(model: WindowModel, window: Encoded) -> Decoded:

@@ -253,7 +253,7 @@ def test_as_many_windows_are_taken_as_let_the_later_batch_end_earliest(
 def test_what_is_left_of_the_window_at_work_goes_by_the_time_that_those_before_it_took(
     engine: SimpleNamespace, now: float, ahead: float
 ) -> None:
-    assert engine.sharing._Side(4, since=10.0, left=4, encoded=2, at=14.0).ahead(now) == ahead
+    assert engine.sharing.Batch(engine.sharing.Sharing(), 4, since=10.0, encoded=2, at=14.0).ahead(now) == ahead
 
 
 def test_what_a_broken_batch_had_offered_is_not_taken_any_more(sides: Sides) -> None:
