@@ -66,11 +66,11 @@ class Past:
             self._seen[window] = self._seen[self._windows]
 
     def make_room(self, new: int) -> None:
-        """For so many more places: those that were given up, if they are half of all, or twice as many as before."""
+        """For so many more places: those that can be given up, if they are a third of all, or twice as many as before."""
         if self._used + new <= self.capacity:
             return
         needed: np.ndarray = np.any(self._seen[: self._windows], axis=1)
-        if self._used and 2 * int(needed.sum(1).max()) <= self._used:
+        if self._used and 3 * int(needed.sum(1).max()) <= 2 * self._used:
             self._give_up(needed)
         capacity = self.capacity
         while self._used + new > capacity:
