@@ -131,7 +131,7 @@ class Limit:
     def _language(self, encoded: np.ndarray) -> None:
         heard = self._model.hear(1)
         heard.add(encoded)
-        self._model.language_of(heard, 0)
+        self._model.languages_of(heard, [0])
 
     def _arrange(self, wanted: Arrangement) -> None:
         if self._model is None or (wanted.runners, wanted.threads) != (self._chosen.runners, self._chosen.threads):

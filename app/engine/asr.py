@@ -122,17 +122,19 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
         """A place for the encoder's output of so many windows."""
         return Heard(self.decoder, Memory(self.decoder.sizes, windows) if self.decoder is not None else None)
 
-    def language_of(self, heard: Heard, window: int) -> tuple[str, float]:
-        """Language code and probability of one window."""
+    def languages_of(self, heard: Heard, windows: Sequence[int]) -> list[tuple[str, float]]:
+        """Language code and probability of some windows of a batch, in order."""
         if not self.model.is_multilingual:
-            return "en", 1.0
+            return [("en", 1.0)] * len(windows)
         if self.decoder is not None and heard.memory is not None:
-            number, probability = self.decoder.languages(heard.memory, window)[0]
-            token = self.hf_tokenizer.id_to_token(number)
+            first, end = windows[0], windows[-1] + 1  # with those between them, if any: that takes less than a copy
+            found = self.decoder.languages(heard.memory.only(range(first, end)))
+            likeliest = [found[window - first][0] for window in windows]
+            chances = [(self.hf_tokenizer.id_to_token(number), chance) for number, chance in likeliest]
         else:
-            features = ctranslate2.StorageView.from_array(heard.encoded[window][None])
-            token, probability = self.model.detect_language(features)[0][0]
-        return token[2:-2], round(float(probability), 4)
+            features = ctranslate2.StorageView.from_array(np.stack([heard.encoded[window] for window in windows]))
+            chances = [each[0] for each in self.model.detect_language(features)]
+        return [(token[2:-2], round(float(chance), 4)) for token, chance in chances]
 
     def tokenizer_for(self, language: str, task: str) -> Tokenizer:
         """A tokenizer of this call's own."""

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from faster_whisper.tokenizer import Tokenizer
 
-from app.engine.asr import Decoded, WindowModel
+from app.engine.asr import Decoded, Heard, WindowModel
 from app.engine.attention import Text, words_of
 from app.engine.sharing import Encoded, Sharing, result
 from app.engine.vad import RATE, Window, samples
@@ -27,11 +26,11 @@ class Speech:
 
 @dataclass(frozen=True)
 class Piece:
-    """One window of a job. ``told()`` is called once its language is known."""
+    """One window of a job. ``told()`` is called as soon as its language is known; None where no other window waits for that."""
 
     speech: Speech
     window: Window
-    told: Callable[[], None]
+    told: Callable[[], None] | None = None
 
     @property
     def samples(self) -> int:
@@ -61,15 +60,17 @@ def recognise(
     heard = model.hear(len(pieces))
     windows: list[Encoded] = []
     with (sharing or Sharing()).batch(len(pieces)) as batch:
-        for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True)):
+        for number, (piece, output) in enumerate(zip(pieces, model.encoded(mels()), strict=True), 1):
             heard.add(output)
-            if piece.speech.language is None:
-                piece.speech.language, piece.speech.probability = model.language_of(heard, number)
-                piece.told()
-            tokenizer, options = _tokenizer(model, piece.speech), piece.speech.options
-            windows.append(Encoded(heard, number, tokenizer, options, model.group(tokenizer, options)))
-            if len(windows) < len(pieces):
-                batch.offer(windows[-1])
+            unknown = any(one.speech.language is None for one in pieces[len(windows) : number])
+            awaited = piece.speech.language is None and piece.told is not None
+            if unknown and not awaited and number < len(pieces):
+                continue  # nobody waits for their languages: those of all are found out in one step
+            _find_languages(model, heard, pieces[:number])
+            for one in pieces[len(windows) : number]:
+                windows.append(_encoded(model, heard, len(windows), one.speech))
+                if len(windows) < len(pieces):
+                    batch.offer(windows[-1])
         give_way()
         batch.decode(model, windows[-1], size())
     decoded = [result(model, window) for window in windows]
@@ -80,6 +81,16 @@ def recognise(
     return decoded
 
 
-def _tokenizer(model: WindowModel, speech: Speech) -> Tokenizer:
+def _find_languages(model: WindowModel, heard: Heard, pieces: Sequence[Piece]) -> None:
+    """Fill in what nobody has given or found out yet."""
+    unknown = [number for number, piece in enumerate(pieces) if piece.speech.language is None]
+    for number, found in zip(unknown, model.languages_of(heard, unknown) if unknown else [], strict=True):
+        pieces[number].speech.language, pieces[number].speech.probability = found
+        if told := pieces[number].told:
+            told()
+
+
+def _encoded(model: WindowModel, heard: Heard, number: int, speech: Speech) -> Encoded:
     assert speech.language is not None
-    return model.tokenizer_for(speech.language, speech.options.task)
+    tokenizer = model.tokenizer_for(speech.language, speech.options.task)
+    return Encoded(heard, number, tokenizer, speech.options, model.group(tokenizer, speech.options))

@@ -122,7 +122,8 @@ class Pipeline:
 
     def _recognise(self, lease: Lease[Piece], windows: list[Window], speech: Speech, report: Report) -> list[dict[str, Any]]:
         """Segments of all windows; where the language is not known, the first window tells it to the others."""
-        pieces = [Piece(speech, window, lambda: self._runners.release(lease)) for window in windows]
+        told = partial(self._runners.release, lease) if len(windows) > 1 else None
+        pieces = [Piece(speech, window, told) for window in windows]
         segments: list[dict[str, Any]] = []
         for number, decoded in enumerate(lease.windows(pieces, hold=speech.language is None), 1):
             if not decoded.silent and decoded.text.strip():

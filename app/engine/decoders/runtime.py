@@ -95,13 +95,17 @@ class Decoder:
                 request.set_output_tensor(len(memory.parts) * layer + number, place)
         request.infer({0: np.ascontiguousarray(encoded[None])}, share_inputs=True, share_outputs=True)
 
-    def languages(self, memory: Memory, window: int) -> list[tuple[int, float]]:
-        """Tokens of all languages and their probabilities for one window, the likeliest first."""
-        run = _Run(self._step.create_infer_request(), self.sizes, memory.only([window]), Past(self.sizes, 1))
-        run.prompt([[self.words.start]], [0])
-        chances = _softmax((run.logits()[0, 0] - self._bias)[list(self.words.languages)])
-        order = np.argsort(-chances, kind="stable")
-        return [(self.words.languages[at], float(chances[at])) for at in order]
+    def languages(self, memory: Memory) -> list[list[tuple[int, float]]]:
+        """Of each window, tokens of all languages and their probabilities, the likeliest first."""
+        run = _Run(self._step.create_infer_request(), self.sizes, memory, Past(self.sizes, 1))
+        run.prompt([[self.words.start]] * memory.parts[0].shape[1], [0])
+        among = np.array(self.words.languages)
+        found = []
+        for logits in run.logits()[:, 0]:
+            chances = _softmax((logits - self._bias)[among])
+            order = np.argsort(-chances, kind="stable")
+            found.append([(int(among[at]), float(chances[at])) for at in order])
+        return found
 
     def generate(self, memory: Memory, prompts: Sequence[Sequence[int]], beam_size: int, max_length: int) -> list[Found]:
         """The best text of each window. All prompts are equally long and have the start at the same place.

@@ -68,7 +68,7 @@ def test_features_of_any_length_are_those_of_whisperx_for_30_s(pipeline: Any, co
 
 def test_language_comes_with_a_probability(pipeline: Any) -> None:
     model = pipeline._model
-    language, probability = model.language_of(hear(model, [loud(1)]), 0)
+    ((language, probability),) = model.languages_of(hear(model, [loud(1)]), [0])
     assert 2 <= len(language) <= 3
     assert 0 < probability <= 1
 

@@ -130,9 +130,8 @@ def test_a_text_takes_half_of_the_positions_at_most(
 def test_languages_are_as_likely_as_with_ctranslate2(
     engine: SimpleNamespace, pipeline: Any, decoder: Any, encoded: list[np.ndarray]
 ) -> None:
-    memory = remembered(engine, decoder, encoded)
-    for window, output in enumerate(encoded):
-        found = decoder.languages(memory, window)
+    each = decoder.languages(remembered(engine, decoder, encoded))
+    for found, output in zip(each, encoded, strict=True):
         expected = pipeline._model.model.detect_language(ctranslate2.StorageView.from_array(output[None]))[0]
         token = pipeline._model.hf_tokenizer.id_to_token(found[0][0])
         assert token == expected[0][0]
