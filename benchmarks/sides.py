@@ -14,18 +14,20 @@ import sys
 import time
 import wave
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from app.admission.cost import Batches, CostModel
 from app.catalogue import MODELS, worker_setup
 from app.errors import InputError
 from app.http.schemas import TranscribeParams, parse
 from app.jobs import TranscribeOptions
 from app.pool.spawn import METHOD, Spawner
 from app.settings import PROJECT_ROOT, Settings
-from app.work import Task
+from app.work import Task, WorkerSetup
 from benchmarks.serving import inherited
 from benchmarks.workers import PATIENCE_S, Worker
 
@@ -154,7 +156,7 @@ class Ours:
 
     async def _load(self, model: str) -> None:
         self._model = model
-        self._worker = Worker(await self._spawner.start(worker_setup(self.settings, model)))
+        self._worker = Worker(await self._spawner.start(self._setup(model)))
         await self._worker.ready()
 
     def run(self, files: list[str], words: str = "none", language: str | None = "en") -> dict[str, Any]:
@@ -206,13 +208,19 @@ class Ours:
         process = context.Process(target=serve, args=(theirs,), daemon=True)
         process.start()
         theirs.close()
-        ours.send(worker_setup(self.settings, model).to_dict())
+        ours.send(self._setup(model).to_dict())
 
         def end() -> None:
             process.kill()
             process.join(10)
 
         return Remote(name, ours, end)
+
+    def _setup(self, model: str) -> WorkerSetup:
+        """What a new server would tell a worker, with the memory that it may take while there are jobs."""
+        setup = worker_setup(self.settings, model)
+        batches = Batches(setup.runners, setup.runners * setup.batch_size)
+        return replace(setup, work_bytes=CostModel(time.time).batches(model, "int8", "cpu", batches))
 
     def unload(self) -> None:
         """End the worker."""
