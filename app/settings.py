@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     streams: int = _own(
         "STREAMS",
         0,
-        "Jobs that one worker runs at once, sharing weights and batches. 0: 2 per core, 8 at most, or as fill batches, 16.",
+        "Jobs that one worker runs at once. 0: 2 per core, 8 at most, or as fill a batch more than there are runners, 16.",
         ge=0,
     )
     runners: int = _own(
@@ -253,8 +253,8 @@ class Settings(BaseSettings):
 
     @cached_property
     def stream_count(self) -> int:
-        """Jobs at once per worker: as set, else two per core, 8 at most, or as many as fill all batches, 16 at most."""
-        wanted = self.streams or max(min(2 * self.cores, 8), min(self._runners * self.batch_size, 16))
+        """Jobs at once per worker: as set, else two per core, 8 at most, or as fill all batches and one more, 16 at most."""
+        wanted = self.streams or max(min(2 * self.cores, 8), min((self._runners + 1) * self.batch_size, 16))
         return min(wanted, self.max_concurrent_transcriptions) if self.max_concurrent_transcriptions else wanted
 
     @cached_property

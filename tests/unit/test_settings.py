@@ -141,8 +141,10 @@ def test_streams_and_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) ->
     assert settings.thread_count == max(1, settings.cores // 2)
 
 
-@pytest.mark.parametrize(("cores", "batch", "streams"), [(1, 4, 4), (2, 4, 8), (2, 1, 4), (4, 4, 16), (16, 8, 16)])
-def test_jobs_at_once_fill_the_batches(monkeypatch: pytest.MonkeyPatch, cores: int, batch: int, streams: int) -> None:
+@pytest.mark.parametrize(("cores", "batch", "streams"), [(1, 4, 8), (2, 4, 12), (2, 1, 4), (4, 4, 16), (16, 8, 16)])
+def test_jobs_at_once_fill_the_batches_and_one_more(
+    monkeypatch: pytest.MonkeyPatch, cores: int, batch: int, streams: int
+) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr("app.cgroups.cpu_quota", lambda: None)
     assert Settings(batch_size=batch).stream_count == streams
