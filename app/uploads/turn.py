@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from app.errors import StenopoolError
@@ -48,7 +48,7 @@ class Turn:
             await asyncio.gather(piece, return_exceptions=True)
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Awaitable[T]) -> T:
     """The result of ``work``, which goes on to its end where the caller is cancelled: a thread cannot be stopped."""
     task = asyncio.ensure_future(work)
     try:
