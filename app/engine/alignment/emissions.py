@@ -1,9 +1,9 @@
 """What an aligner hears: the probability of every label in every frame, on the runtime that is best here.
 
-On a CPU the torch model is converted for OpenVINO, which computes in bfloat16 where the CPU can, and with int8 weights if these
-keep the probabilities. The first seconds of audio decide, against torch in float32. Elsewhere, and where nothing else will do,
-it is torch. Segments are taken one by one: a batch is no faster on OpenVINO, and its padding would change the group
-normalisation of wav2vec2-base.
+On a CPU the torch model is converted for OpenVINO, with int8 weights if these keep the probabilities; what is not int8 is
+computed in bfloat16 where the CPU can, or in float32 where that takes less. The first seconds of audio decide, against torch in
+float32. Elsewhere, and where nothing else will do, it is torch. Segments are taken one by one: a batch is no faster on
+OpenVINO, and its padding would change the group normalisation of wav2vec2-base.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import openvino
 import torch
 
 from app.engine.alignment.quantize import quantized
-from app.engine.encoders.runtime import limits
+from app.engine.encoders.runtime import FLOAT32, limits, uses_bfloat16
 
 log = logging.getLogger("stenopool.engine")
 
@@ -34,8 +34,10 @@ QUICK_S = 0.04
 """Where torch takes less for them, nothing else is tried: that takes a second, in which a fresh worker answers nobody."""
 MOST_DEVIATION = 0.02
 """Share of the probability, in the mean over the frames, that a runtime may give to other labels than torch does."""
-GROUP = "64"
+GROUP = "128"
 """Values of the activations that share one scale."""
+IN_FLOAT32 = "-float32"
+"""Ends the names of runtimes that are told to compute in float32 what would be bfloat16."""
 KERNELS = 16
 """How many OpenVINO keeps of earlier lengths; below it oneDNN keeps as many as :mod:`app.engine.preload` says."""
 
@@ -65,7 +67,7 @@ class Emissions:
             Exception: OpenVINO cannot run it here; of many kinds.
         """
         made = cls(torch.nn.Identity(), "cpu", runners=runners, threads=threads)  # nothing is asked of torch
-        run = _OpenVino(model, made._limits).run
+        run = _OpenVino(model, made._limits | _precision(runtime)).run
         run(np.zeros(EXAMPLE_SAMPLES, np.float32))
         made.runtime, made._run = runtime, run
         return made
@@ -91,11 +93,13 @@ class Emissions:
             expected = np.exp(_log_softmax(reference(audio)))
             limit_s = _seconds(reference, audio)
             for name, model in self._candidates() if limit_s > QUICK_S else ():
-                run = self._serving(name, model, audio, expected, limit_s)
-                if run is not None:
-                    self.runtime = name
+                names = (name, name + IN_FLOAT32) if uses_bfloat16() else (name,)
+                served = {one: self._serving(one, model, audio, expected, limit_s) for one in names}
+                runs = {one: found for one, found in served.items() if found is not None}
+                if runs:
+                    self.runtime = min(runs, key=lambda one: runs[one][1])
                     del self._model  # the converted one has weights of its own
-                    return run, model
+                    return runs[self.runtime][0], model
         self.runtime = "torch"
         return reference, None
 
@@ -108,17 +112,23 @@ class Emissions:
         except Exception:  # of the many kinds that a converter knows
             log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
 
-    def _serving(self, name: str, model: openvino.Model, audio: np.ndarray, expected: np.ndarray, limit_s: float) -> Run | None:
-        """The model compiled, if it works at all, says what is expected, and takes less than ``limit_s`` seconds."""
+    def _serving(
+        self, name: str, model: openvino.Model, audio: np.ndarray, expected: np.ndarray, limit_s: float
+    ) -> tuple[Run, float] | None:
+        """The model compiled, and its seconds, if it works at all, says what is expected, and takes less than ``limit_s``."""
         try:
-            run = _OpenVino(model, self._limits).run
+            run = _OpenVino(model, self._limits | _precision(name)).run
             deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
             took_s = _seconds(run, audio)
         except Exception:  # of the many kinds that a runtime knows
             log.warning("the aligner could not be run by %s", name, exc_info=True)
             return None
         log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
-        return run if deviation <= MOST_DEVIATION and took_s < limit_s else None
+        return (run, took_s) if deviation <= MOST_DEVIATION and took_s < limit_s else None
+
+
+def _precision(runtime: str) -> dict[str, str]:
+    return FLOAT32 if runtime.endswith(IN_FLOAT32) else {}
 
 
 class _Logits(torch.nn.Module):

@@ -26,7 +26,7 @@ from app.engine.encoders import cache
 
 log = logging.getLogger("stenopool.engine")
 
-FORMAT = 1
+FORMAT = 2
 """To be raised whenever the conversion or the way of choosing changes."""
 _ABOUT, _GRAPH, _WEIGHTS = "aligner.json", "aligner.xml", "aligner.bin"
 

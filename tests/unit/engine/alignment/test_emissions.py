@@ -49,6 +49,38 @@ def test_int8_is_taken_where_it_is_faster_and_near_enough(make: Make, module: An
     assert np.exp(found).sum(axis=1) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("bfloat16", "times", "runtime"),
+    [
+        (True, [1.0, 0.3, 0.2], "openvino-int8-float32"),
+        (True, [1.0, 0.2, 0.3], "openvino-int8"),
+        (False, [1.0, 0.3], "openvino-int8"),
+    ],
+)
+def test_what_is_not_int8_is_computed_in_the_faster_precision_here_and_by_those_that_it_is_kept_for(
+    make: Make, module: Any, monkeypatch: pytest.MonkeyPatch, bfloat16: bool, times: list[float], runtime: str
+) -> None:
+    took, told = iter(times), []
+    compiled = module._OpenVino.__init__
+
+    def spy(self: Any, model: Any, limits: dict[str, str]) -> None:
+        told.append(limits.get("INFERENCE_PRECISION_HINT"))
+        compiled(self, model, limits)
+
+    monkeypatch.setattr(module, "uses_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(module, "_seconds", lambda run, audio: next(took))
+    monkeypatch.setattr(module._OpenVino, "__init__", spy)
+    emissions, converted = make(), []
+    emissions._on_converted = lambda name, model: converted.append((name, model))
+    found = emissions(audio())
+    assert emissions.runtime == runtime
+    assert told == [None, "f32"][: len(times) - 1]
+    ((name, model),) = converted
+    again = module.Emissions.converted(name, model, runners=1, threads=1)
+    assert told[-1] == ("f32" if runtime.endswith("float32") else None)
+    assert again(audio()) == pytest.approx(found, abs=1e-5)
+
+
 def test_what_changes_the_probabilities_too_much_is_not_taken(
     engine: SimpleNamespace, make: Make, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

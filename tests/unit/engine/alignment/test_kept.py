@@ -70,7 +70,7 @@ def test_a_second_worker_loads_no_torch_model_and_says_the_same(make: Make, load
     second = make()
     assert aligned(second) == first
     assert len(loads) == 1
-    assert next(iter(second._models.values())).emissions.runtime == "openvino-int8"
+    assert next(iter(second._models.values())).emissions.runtime.startswith("openvino-int8")
     assert not list(folder.glob("loading-*"))
 
 
