@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     streams: int = _own(
         "STREAMS",
         0,
-        "Jobs that one worker runs at once. 0: 2 per core, 8 at most, or as fill a batch more than there are runners, 16.",
+        "Jobs that one worker runs at once. 0: 2 per core, 8 at most, or (runners + 1) x batch size, 16 at most.",
         ge=0,
     )
     runners: int = _own(
@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     ping_timeout_s: float = _own("PING_TIMEOUT_S", 15.0, "Seconds without an answer after which a worker is killed.", gt=0)
     setup_timeout_s: float = _own("SETUP_TIMEOUT_S", 900.0, "Seconds that starting a worker may take, download included.", gt=0)
     job_timeout_s: float = _own("JOB_TIMEOUT_S", 120.0, "Seconds that any job may run, plus JOB_TIMEOUT_FACTOR.", gt=0)
-    job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 20.0, "Seconds of run time allowed per second of audio.", ge=0)
+    job_timeout_factor: float = _own("JOB_TIMEOUT_FACTOR", 30.0, "Seconds of run time allowed per second of audio.", ge=0)
     max_deaths: int = _own("MAX_DEATHS", 3, "Worker deaths that one input may cause before it fails as worker_lost.", ge=1)
 
     # -- several machines

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from app.errors import Cancelled
 from app.formats import Transcript, render
-from app.jobs import VadOptions
+from app.jobs import TranscribeOptions, VadOptions
 from app.work import Task
 from tests.unit.engine.conftest import noise, speech
 
@@ -51,6 +52,23 @@ def test_language_is_detected_with_a_probability_where_none_is_given(pipeline: A
     result = run(pipeline, task(noise(2)))
     assert result["language"]
     assert 0 < result["language_probability"] <= 1
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_language_is_told_at_once_only_where_other_windows_wait_for_it(
+    engine: SimpleNamespace, pipeline: Any, count: int
+) -> None:
+    taken: list[Any] = []
+
+    class Seat:
+        def windows(self, pieces: list[Any], *, hold: bool) -> list[Any]:
+            taken.extend(pieces)
+            return []
+
+    windows = [engine.vad.Window(0.0, 0.5), engine.vad.Window(0.5, 1.0)][:count]
+    speech = engine.batch.Speech(np.zeros(16_000, np.int16), TranscribeOptions("demo"), None)
+    pipeline._recognise(Seat(), windows, speech, lambda stage, done: None)
+    assert [piece.told is not None for piece in taken] == [count > 1] * count
 
 
 @pytest.mark.parametrize("method", ["silero", "none"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +76,19 @@ def test_a_past_that_all_beams_share_needs_few_places_because_the_others_are_giv
         lines.check()
     assert lines.past.capacity == 256
     assert lines.past._used < 256
+
+
+@pytest.mark.parametrize(("apart", "capacity"), [(5, 64), (6, 128)])
+def test_places_are_given_up_where_at_most_two_thirds_are_needed_and_there_are_more_otherwise(
+    engine: SimpleNamespace, apart: int, capacity: int
+) -> None:
+    lines = Lines(engine, 1, prompt=4, unseen=0)  # 60 places for 12 steps: one is needed of each that all share, else five
+    for step in range(12):
+        lines.write([SHARED if step < 12 - apart else APART])
+        lines.check()
+    lines.write([APART])
+    lines.check()
+    assert lines.past.capacity == capacity
 
 
 def test_lines_that_have_nothing_in_common_get_more_places(engine: SimpleNamespace) -> None:
