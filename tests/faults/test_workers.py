@@ -157,6 +157,7 @@ def test_poison_ends_as_worker_lost_after_three_deaths_of_its_own_and_its_neighb
 @pytest.mark.skipif(group_root() is None, reason="no cgroup v1 memory controller that can be written")
 def test_who_takes_all_the_memory_of_the_control_group_fails_as_out_of_memory_and_the_server_lives(tmp_path: Path) -> None:
     patient = {**SETTINGS, "STENOPOOL_JOB_TIMEOUT_S": "60", "STENOPOOL_CONTAINER_RESERVE_MB": "50"}
+    patient["STENOPOOL_LOG_LEVEL"] = "warning"
     with limited(1000 * MB) as group, started(tmp_path, group, **patient) as server:
         rest = Rest.of(server)
         greedy = submit(server, "allocate:4000")
@@ -166,7 +167,8 @@ def test_who_takes_all_the_memory_of_the_control_group_fails_as_out_of_memory_an
         assert failed["error"]["code"] == "out_of_memory"
         assert (blame(server, greedy)[1], succeeded(server, healthy)[1]) == (3, 1)
         control = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
-        assert int(control["oom_kill"]) >= 1  # the others the server may have seen coming, and ended the worker itself
+        foreseen = (tmp_path / "server.log").read_text().count("memory is nearly full")
+        assert int(control["oom_kill"]) + foreseen >= 3  # by the kernel, or by the server, which may have seen it coming
         assert server.process.poll() is None
         server.wait_ready()  # not before the memory has been looked at again
         rest.reached_again()
