@@ -94,8 +94,7 @@ class Emissions:
             limit_s = _seconds(reference, audio)
             for name, model in self._candidates() if limit_s > QUICK_S else ():
                 names = (name, name + IN_FLOAT32) if uses_bfloat16() else (name,)
-                served = {one: self._serving(one, model, audio, expected, limit_s) for one in names}
-                runs = {one: found for one, found in served.items() if found is not None}
+                runs = {one: run for one in names if (run := self._serving(one, model, audio, expected, limit_s)) is not None}
                 if runs:
                     self.runtime = min(runs, key=lambda one: runs[one][1])
                     del self._model  # the converted one has weights of its own

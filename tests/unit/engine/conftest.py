@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import setproctitle
 
-from app import catalogue
+from app import catalogue, cpu
 from app.work import Task, WorkerSetup
 
 ROOMS = ("alignment", "asr", "attention", "batch", "devices", "fitting", "gpu", "models", "pipeline", "sharing", "vad")
@@ -129,3 +129,14 @@ def decoded(sample: Path) -> np.ndarray:
 
 def noise(seconds: float, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3000, int(seconds * 16_000)).astype(np.int16)
+
+
+@pytest.fixture(
+    params=[
+        "ctranslate2",
+        pytest.param("openvino", marks=pytest.mark.skipif(not cpu.multiplies_int8(), reason="a processor without VNNI")),
+    ]
+)
+def either_model(request: pytest.FixtureRequest) -> Any:
+    """The demo model, with CTranslate2's decoder and with OpenVINO's."""
+    return request.getfixturevalue("fitted")[1] if request.param == "openvino" else request.getfixturevalue("pipeline")._model

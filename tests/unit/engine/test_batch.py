@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from app import cpu
 from app.jobs import TranscribeOptions
 from tests.unit.engine.conftest import speech
 
@@ -42,16 +41,9 @@ class Batches:
         return lambda: self.steps.append(f"told {number}")
 
 
-@pytest.fixture(
-    params=[
-        "ctranslate2",
-        pytest.param("openvino", marks=pytest.mark.skipif(not cpu.multiplies_int8(), reason="a processor without VNNI")),
-    ]
-)
-def batches(request: pytest.FixtureRequest, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Batches:
-    own = request.param == "openvino"
-    model = request.getfixturevalue("fitted")[1] if own else request.getfixturevalue("pipeline")._model
-    return Batches(engine, model, monkeypatch)
+@pytest.fixture
+def batches(engine: SimpleNamespace, either_model: Any, monkeypatch: pytest.MonkeyPatch) -> Batches:
+    return Batches(engine, either_model, monkeypatch)
 
 
 def found(speeches: list[Any]) -> list[Any]:

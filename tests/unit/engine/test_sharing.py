@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from app import cpu
 from app.jobs import TranscribeOptions
 from tests.unit.engine.conftest import speech
 
@@ -94,16 +93,9 @@ class Sides:
         return self([number], **options).result(LONG_S)[0]
 
 
-@pytest.fixture(
-    params=[
-        "ctranslate2",
-        pytest.param("openvino", marks=pytest.mark.skipif(not cpu.multiplies_int8(), reason="a processor without VNNI")),
-    ]
-)
-def sides(request: pytest.FixtureRequest, engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Sides:
-    own = request.param == "openvino"
-    model = request.getfixturevalue("fitted")[1] if own else request.getfixturevalue("pipeline")._model
-    return Sides(engine, model, monkeypatch)
+@pytest.fixture
+def sides(engine: SimpleNamespace, either_model: Any, monkeypatch: pytest.MonkeyPatch) -> Sides:
+    return Sides(engine, either_model, monkeypatch)
 
 
 def tokens(decoded: list[Any]) -> list[tuple[int, ...]]:
