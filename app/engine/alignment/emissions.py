@@ -18,18 +18,18 @@ import numpy as np
 import openvino
 import torch
 
-from app.engine.alignment.quantize import quantized
+from app.engine.alignment.features import Converted, Logits, convert, pieces, statistics
 from app.engine.encoders.runtime import FLOAT32, limits, uses_bfloat16
 
 log = logging.getLogger("stenopool.engine")
 
 Run = Callable[[np.ndarray], np.ndarray]
-OnConverted = Callable[[str, openvino.Model], None]
+OnConverted = Callable[[str, Converted], None]
 
 TRIAL_SAMPLES = 48_000
 """Samples of audio that decide: three seconds."""
-EXAMPLE_SAMPLES = 8_000
-"""Length at which the model is traced; what is made of it takes any."""
+TRY_SAMPLES = 8_000
+"""Samples that show whether what was kept can be run at all."""
 QUICK_S = 0.04
 """Where torch takes less for them, nothing else is tried: that takes a second, in which a fresh worker answers nobody."""
 MOST_DEVIATION = 0.02
@@ -54,13 +54,13 @@ class Emissions:
         self, model: torch.nn.Module, device: str, *, runners: int, threads: int, on_converted: OnConverted | None = None
     ) -> None:
         self.runtime = ""
-        self._model, self._device = _Logits(model).eval(), device
+        self._model, self._device = Logits(model).eval(), device
         self._limits, self._on_converted = limits(runners, threads), on_converted
         self._run: Run | None = None
         self._choosing = threading.Lock()
 
     @classmethod
-    def converted(cls, runtime: str, model: openvino.Model, *, runners: int, threads: int) -> Emissions:
+    def converted(cls, runtime: str, model: Converted, *, runners: int, threads: int) -> Emissions:
         """Of what ``on_converted`` was given in another process.
 
         Raises:
@@ -68,7 +68,7 @@ class Emissions:
         """
         made = cls(torch.nn.Identity(), "cpu", runners=runners, threads=threads)  # nothing is asked of torch
         run = _OpenVino(model, made._limits | _precision(runtime)).run
-        run(np.zeros(EXAMPLE_SAMPLES, np.float32))
+        run(np.zeros(TRY_SAMPLES, np.float32))
         made.runtime, made._run = runtime, run
         return made
 
@@ -86,7 +86,7 @@ class Emissions:
             self._on_converted(self.runtime, converted)
         return self._run
 
-    def _choose(self, audio: np.ndarray) -> tuple[Run, openvino.Model | None]:
+    def _choose(self, audio: np.ndarray) -> tuple[Run, Converted | None]:
         """The first runtime that keeps what torch says of ``audio``, and is faster; and what was converted for it."""
         reference = partial(_in_torch, self._model, self._device)
         if self._device == "cpu":
@@ -102,17 +102,17 @@ class Emissions:
         self.runtime = "torch"
         return reference, None
 
-    def _candidates(self) -> Iterator[tuple[str, openvino.Model]]:
+    def _candidates(self) -> Iterator[tuple[str, Converted]]:
         """Runtimes for a CPU, the fastest first; none where the model cannot be converted."""
         try:
-            model = _converted(self._model)
-            yield "openvino-int8", quantized(model)
+            model = convert(self._model.model)
+            yield "openvino-int8", model.quantized()
             yield "openvino", model
         except Exception:  # of the many kinds that a converter knows
             log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
 
     def _serving(
-        self, name: str, model: openvino.Model, audio: np.ndarray, expected: np.ndarray, limit_s: float
+        self, name: str, model: Converted, audio: np.ndarray, expected: np.ndarray, limit_s: float
     ) -> tuple[Run, float] | None:
         """The model compiled, and its seconds, if it works at all, says what is expected, and takes less than ``limit_s``."""
         try:
@@ -130,60 +130,56 @@ def _precision(runtime: str) -> dict[str, str]:
     return FLOAT32 if runtime.endswith(IN_FLOAT32) else {}
 
 
-class _Logits(torch.nn.Module):
-    """A model of either library as one that gives only its logits, (1, frames, labels)."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, audio: torch.Tensor) -> torch.Tensor:
-        answer = self.model(audio)
-        logits: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer.logits
-        return logits
-
-
 def _in_torch(model: torch.nn.Module, device: str, audio: np.ndarray) -> np.ndarray:
     with torch.inference_mode():
         logits: np.ndarray = model(torch.from_numpy(audio[None]).to(device))[0].float().cpu().numpy()
     return logits
 
 
-def _converted(model: torch.nn.Module) -> openvino.Model:
-    with torch.no_grad():
-        return openvino.convert_model(
-            model, example_input=torch.zeros(1, EXAMPLE_SAMPLES), input=[openvino.PartialShape([1, -1])]
-        )
-
-
 class _OpenVino:
-    """A compiled model, and a request for each call that is at work.
+    """A compiled model, and requests for each call that is at work.
 
-    Every length of audio has kernels of its own; kept, they would fill the memory (7 MB each with wav2vec2-base). Making
-    them anew takes less than a tenth of a call. Nor does it keep what a call computed with (half a gigabyte for 30 s).
+    Every length of audio has kernels of its own in the transformer; kept, they would fill the memory (7 MB each with
+    wav2vec2-base). Making them anew takes less than a tenth of a call. Nor does it keep what a call computed with.
     """
 
-    def __init__(self, model: openvino.Model, limits: dict[str, str]) -> None:
+    def __init__(self, model: Converted, limits: dict[str, str]) -> None:
         hints = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP, "CPU_RUNTIME_CACHE_CAPACITY": KERNELS}
-        self._compiled = openvino.Core().compile_model(model, "CPU", limits | hints)
-        self._idle: list[openvino.InferRequest] = []
+        core = openvino.Core()
+        # The encoder's norm would not bear bfloat16, and with int8 products little of it would be left to be faster.
+        self._encoder = core.compile_model(model.encoder, "CPU", limits | hints | FLOAT32)
+        self._transformer = core.compile_model(model.transformer, "CPU", limits | hints)
+        self._geometry = model.geometry
+        self._idle: list[tuple[openvino.InferRequest, openvino.InferRequest]] = []
         self._at_work = 0
         self._lock = threading.Lock()
 
     def run(self, audio: np.ndarray) -> np.ndarray:
         """Logits (frames, labels)."""
         with self._lock:
-            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
+            requests = self._idle.pop() if self._idle else self._requests()
             self._at_work += 1
         try:
-            request.infer([audio[None]], share_inputs=True)
-            logits: np.ndarray = request.get_output_tensor(0).data[0].astype(np.float32)
+            return self._logits(audio, *requests)
         finally:
             with self._lock:
-                self._idle.append(request)
+                self._idle.append(requests)
                 self._at_work -= 1
                 if not self._at_work:
-                    self._compiled.release_memory()
+                    self._encoder.release_memory()
+                    self._transformer.release_memory()
+
+    def _requests(self) -> tuple[openvino.InferRequest, openvino.InferRequest]:
+        return self._encoder.create_infer_request(), self._transformer.create_infer_request()
+
+    def _logits(self, audio: np.ndarray, encoder: openvino.InferRequest, transformer: openvino.InferRequest) -> np.ndarray:
+        about = statistics(audio, self._geometry)[: len(self._encoder.inputs) - 1]  # asked for where it normalises over all
+        features = []
+        for piece, frames in pieces(audio, self._geometry):
+            encoder.infer([piece, *about], share_inputs=True)
+            features.append(encoder.get_output_tensor(0).data[:, :frames].copy())
+        transformer.infer([np.concatenate(features, 1)], share_inputs=True)
+        logits: np.ndarray = transformer.get_output_tensor(0).data[0].astype(np.float32)
         return logits
 
 

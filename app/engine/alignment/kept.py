@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import openvino
@@ -22,13 +22,15 @@ import transformers
 
 from app import cpu
 from app.durable import sync
+from app.engine.alignment.features import Converted, Geometry
 from app.engine.encoders import cache
 
 log = logging.getLogger("stenopool.engine")
 
-FORMAT = 2
+FORMAT = 3
 """To be raised whenever the conversion or the way of choosing changes."""
-_ABOUT, _GRAPH, _WEIGHTS = "aligner.json", "aligner.xml", "aligner.bin"
+_ABOUT, _PARTS = "aligner.json", ("encoder", "transformer")
+_FILES = [f"{part}.{kind}" for part in _PARTS for kind in ("xml", "bin")]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Kept:
 
     runtime: str
     labels: Labels
-    model: openvino.Model
+    model: Converted
 
 
 class Shelf:
@@ -77,7 +79,8 @@ class Shelf:
             if about["files"] != _digests(place):
                 raise ValueError("its files are not what was written")
             labels = Labels({str(label): int(column) for label, column in about["columns"].items()}, int(about["blank"]))
-            return Kept(str(about["runtime"]), labels, openvino.Core().read_model(place / _GRAPH))
+            encoder, transformer = (openvino.Core().read_model(place / f"{part}.xml") for part in _PARTS)
+            return Kept(str(about["runtime"]), labels, Converted(encoder, transformer, Geometry(**about["geometry"])))
         except Exception as error:  # of the many kinds that files and a runtime know
             log.warning("what was kept of an aligner cannot be used; it is made again", exc_info=True)
             if isinstance(error, FileNotFoundError) or not isinstance(error, OSError | MemoryError):
@@ -100,12 +103,15 @@ class Shelf:
 
     def _write(self, kept: Kept) -> None:
         place = self._place
-        size = sum(node.get_byte_size() for node in kept.model.get_ops() if node.get_type_name() == "Constant")
+        models = [kept.model.encoder, kept.model.transformer]
+        size = sum(node.get_byte_size() for model in models for node in model.get_ops() if node.get_type_name() == "Constant")
         with cache.scratch(self._folder, size) as scratch:
             made = scratch / "aligner"
             made.mkdir()
-            openvino.save_model(kept.model, made / _GRAPH, compress_to_fp16=False)
+            for part, model in zip(_PARTS, models, strict=True):
+                openvino.save_model(model, made / f"{part}.xml", compress_to_fp16=False)
             about = {"runtime": kept.runtime, "columns": kept.labels.columns, "blank": kept.labels.blank}
+            about["geometry"] = asdict(kept.model.geometry)
             (made / _ABOUT).write_text(json.dumps(about | {"files": _digests(made)}))
             for file in made.iterdir():
                 sync(file)
@@ -130,7 +136,7 @@ def _files(source: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def _digests(place: Path) -> dict[str, str]:
-    return {name: cache.digest(place / name).hexdigest() for name in (_GRAPH, _WEIGHTS)}
+    return {name: cache.digest(place / name).hexdigest() for name in _FILES}
 
 
 def _digest(*of: object) -> str:

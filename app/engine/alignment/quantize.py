@@ -9,14 +9,18 @@ import openvino
 
 from app.engine.encoders.int8 import int8_constant
 
+LEAST_INPUTS = 32
+"""Products with fewer inputs stay as they are: the samples of the first layer."""
+
 
 def quantized(model: openvino.Model) -> openvino.Model:
     """A copy of ``model`` whose matrix products with constants have int8 weights. Convolutions stay as they are."""
     copy = model.clone()
     for node in copy.get_ordered_ops():
-        if node.get_type_name() == "MatMul" and node.input_value(1).get_node().get_type_name() == "Constant":
+        if node.get_type_name() == "MatMul" and (constant := node.input_value(1).get_node()).get_type_name() == "Constant":
             across = 1 if node.get_attributes()["transpose_b"] else 0
-            weights = int8_constant(node.input_value(1).get_node().get_data(), across)
-            node.input(1).replace_source_output(weights.output(0))
+            weights = constant.get_data()
+            if weights.shape[across] >= LEAST_INPUTS:
+                node.input(1).replace_source_output(int8_constant(weights, across).output(0))
     copy.validate_nodes_and_infer_types()
     return copy

@@ -142,7 +142,7 @@ def test_what_was_fetched_while_it_was_loaded_is_kept(
     assert len(loads) == 1
 
 
-@pytest.mark.parametrize("damage", ["aligner.json", "aligner.xml", "aligner.bin"])
+@pytest.mark.parametrize("damage", ["aligner.json", "encoder.xml", "transformer.bin"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", "one byte"])
 def test_what_is_damaged_on_disk_is_made_again(
     make: Make, loads: list[str], folder: Path, damage: str, content: bytes | str | None
