@@ -10,22 +10,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 from faster_whisper.vad import VadOptions as SileroOptions
-from faster_whisper.vad import get_speech_timestamps, get_vad_model
+from faster_whisper.vad import get_speech_timestamps
 from whisperx.diarize import Segment as Speech
 from whisperx.vads import Pyannote, Vad
 
+from app.engine import silero
+from app.engine.silero import floats
 from app.jobs import VadOptions
 
 RATE = 16_000
 BLOCK_S = 300
-SLICE = 512
-"""Frames (of 32 ms) that Silero's network is given at once. faster-whisper gives it 10,000, whose intermediate values take
-100 MB, and a tenth of the time for pages that are mapped and cleared anew in every call."""
 WINDOW_S = 30.0
 
 Call = Callable[[Callable[[], Any]], Any]
@@ -41,12 +40,7 @@ class Window:
 
 def samples(pcm: np.ndarray, start_s: float, end_s: float) -> np.ndarray:
     """Float32 samples in [-1, 1] of a stretch of s16 PCM; only this stretch is read from the map."""
-    return _floats(pcm[int(start_s * RATE) : int(end_s * RATE)])
-
-
-def _floats(pcm: np.ndarray) -> np.ndarray:
-    floats: np.ndarray = np.multiply(pcm, 1 / 32768, dtype=np.float32)  # exact, and one array less than with astype
-    return floats
+    return floats(pcm[int(start_s * RATE) : int(end_s * RATE)])
 
 
 def find_windows(
@@ -98,37 +92,9 @@ def _silero(
 
 
 def _speech_in(block: np.ndarray, settings: SileroOptions) -> list[dict[str, int]]:
-    _network_in_slices()
+    silero.install()
     found: list[dict[str, int]] = get_speech_timestamps(block, settings)
     return found
-
-
-@cache
-def _network_in_slices() -> None:
-    model = get_vad_model()  # one for the whole process
-    model.session = Slices(model.session)
-
-
-class Slices:
-    """Silero's ONNX session for floats or s16 samples, given :data:`SLICE` frames at a time.
-
-    It hands its state on, so the values are those of a single call. faster-whisper pads and reshapes the samples only, so that
-    they need not be floats before: three copies of a block would take 60 MB.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def run(self, names: list[str] | None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
-        """As ``InferenceSession.run``: probabilities of all frames, and the state after them."""
-        frames, h, c = given["input"], given["h"], given["c"]
-        found = []
-        for start in range(0, len(frames), SLICE):
-            part = frames[start : start + SLICE]
-            floats = _floats(part) if part.dtype == np.int16 else part
-            output, h, c = self._session.run(names, {"input": floats, "h": h, "c": c})
-            found.append(output)
-        return [np.concatenate(found), h, c]
 
 
 class PyannoteVad:

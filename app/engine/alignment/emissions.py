@@ -27,7 +27,9 @@ Run = Callable[[np.ndarray], np.ndarray]
 OnConverted = Callable[[str, Converted], None]
 
 TRIAL_SAMPLES = 48_000
-"""Samples of audio that decide: three seconds."""
+"""Samples of audio that decide whether a runtime will do: three seconds."""
+LONG_SAMPLES = 320_000
+"""Samples that decide between two precisions: 20 seconds, as segments of speech without a pause have."""
 TRY_SAMPLES = 8_000
 """Samples that show whether what was kept can be run at all."""
 QUICK_S = 0.04
@@ -81,24 +83,24 @@ class Emissions:
         converted = None
         with self._choosing:
             if self._run is None:
-                self._run, converted = self._choose(np.resize(audio, TRIAL_SAMPLES))
+                self._run, converted = self._choose(audio)
         if converted is not None and self._on_converted is not None:
             self._on_converted(self.runtime, converted)
         return self._run
 
     def _choose(self, audio: np.ndarray) -> tuple[Run, Converted | None]:
         """The first runtime that keeps what torch says of ``audio``, and is faster; and what was converted for it."""
-        reference = partial(_in_torch, self._model, self._device)
+        reference, short = partial(_in_torch, self._model, self._device), np.resize(audio, TRIAL_SAMPLES)
         if self._device == "cpu":
-            expected = np.exp(_log_softmax(reference(audio)))
-            limit_s = _seconds(reference, audio)
+            expected = np.exp(_log_softmax(reference(short)))
+            limit_s = _seconds(reference, short)
             for name, model in self._candidates() if limit_s > QUICK_S else ():
                 names = (name, name + IN_FLOAT32) if uses_bfloat16() else (name,)
-                runs = {one: run for one in names if (run := self._serving(one, model, audio, expected, limit_s)) is not None}
+                runs = {one: run for one in names if (run := self._serving(one, model, short, expected, limit_s)) is not None}
                 if runs:
-                    self.runtime = min(runs, key=lambda one: runs[one][1])
+                    self.runtime = _fastest(runs, np.resize(audio, LONG_SAMPLES))
                     del self._model  # the converted one has weights of its own
-                    return runs[self.runtime][0], model
+                    return runs[self.runtime], model
         self.runtime = "torch"
         return reference, None
 
@@ -111,10 +113,8 @@ class Emissions:
         except Exception:  # of the many kinds that a converter knows
             log.warning("the aligner could not be converted for OpenVINO, torch runs it", exc_info=True)
 
-    def _serving(
-        self, name: str, model: Converted, audio: np.ndarray, expected: np.ndarray, limit_s: float
-    ) -> tuple[Run, float] | None:
-        """The model compiled, and its seconds, if it works at all, says what is expected, and takes less than ``limit_s``."""
+    def _serving(self, name: str, model: Converted, audio: np.ndarray, expected: np.ndarray, limit_s: float) -> Run | None:
+        """The model compiled, if it works at all, says what is expected, and takes less than ``limit_s``."""
         try:
             run = _OpenVino(model, self._limits | _precision(name)).run
             deviation = _deviation(np.exp(_log_softmax(run(audio))), expected)
@@ -123,7 +123,16 @@ class Emissions:
             log.warning("the aligner could not be run by %s", name, exc_info=True)
             return None
         log.info("aligner on %s: %.2f of torch's time, deviation %.4f", name, took_s / limit_s, deviation)
-        return (run, took_s) if deviation <= MOST_DEVIATION and took_s < limit_s else None
+        return run if deviation <= MOST_DEVIATION and took_s < limit_s else None
+
+
+def _fastest(runs: dict[str, Run], audio: np.ndarray) -> str:
+    """The name of the one that takes the least time. Attention, which grows with the square, may be slower in bfloat16."""
+    if len(runs) == 1:
+        return next(iter(runs))
+    took = {name: _seconds(run, audio) for name, run in runs.items()}
+    log.info("aligner, seconds for %d of audio: %s", len(audio) // 16_000, {name: round(one, 2) for name, one in took.items()})
+    return min(took, key=lambda name: took[name])
 
 
 def _precision(runtime: str) -> dict[str, str]:

@@ -20,7 +20,20 @@ import setproctitle
 from app import catalogue, cpu
 from app.work import Task, WorkerSetup
 
-ROOMS = ("alignment", "asr", "attention", "batch", "devices", "fitting", "gpu", "models", "pipeline", "sharing", "vad")
+ROOMS = (
+    "alignment",
+    "asr",
+    "attention",
+    "batch",
+    "devices",
+    "fitting",
+    "gpu",
+    "models",
+    "pipeline",
+    "sharing",
+    "silero",
+    "vad",
+)
 ENCODERS = ("cache", "choice", "graph", "int8", "runtime", "sounds", "weights")
 DECODERS = ("choice", "graph", "past", "runtime", "search")
 SETUP = WorkerSetup(

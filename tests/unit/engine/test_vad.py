@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from itertools import pairwise
@@ -171,19 +170,3 @@ def test_samples_are_float_in_one_range_and_only_of_the_wanted_stretch(engine: S
     assert (len(piece), float(piece.min()), float(piece[3])) == (RATE // 2, -1.0, 0.5)
     assert len(engine.vad.samples(pcm, 3.9, 99.0)) == len(pcm) - int(3.9 * RATE)
     assert len(engine.vad.samples(pcm, 99.0, 100.0)) == 0
-
-
-def test_silero_in_slices_says_of_s16_samples_what_faster_whisper_says_of_floats(engine: SimpleNamespace) -> None:
-    from faster_whisper import utils
-
-    engine.vad._network_in_slices()
-    model = engine.vad.get_vad_model()
-    assert isinstance(model.session, engine.vad.Slices)
-    frames = 2 * engine.vad.SLICE + 7
-    pcm = noise(frames * 512 / RATE)[: frames * 512]
-    stock = type(model)(os.path.join(utils.get_assets_path(), "silero_vad_v6.onnx"))
-    expected = stock(engine.vad._floats(pcm))
-    assert len(expected) == frames
-    assert np.ptp(expected) > 0.0
-    np.testing.assert_array_equal(model(pcm), expected)
-    np.testing.assert_array_equal(model(engine.vad._floats(pcm)), expected)

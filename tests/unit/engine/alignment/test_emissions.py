@@ -53,15 +53,16 @@ def test_int8_is_taken_where_it_is_faster_and_near_enough(make: Make, module: An
 @pytest.mark.parametrize(
     ("bfloat16", "times", "runtime"),
     [
-        (True, [1.0, 0.3, 0.2], "openvino-int8-float32"),
-        (True, [1.0, 0.2, 0.3], "openvino-int8"),
+        (True, [1.0, 0.2, 0.3, 2.0, 1.0], "openvino-int8-float32"),
+        (True, [1.0, 0.3, 0.2, 1.0, 2.0], "openvino-int8"),
+        (True, [1.0, 1.1, 0.2], "openvino-int8-float32"),
         (False, [1.0, 0.3], "openvino-int8"),
     ],
 )
-def test_what_is_not_int8_is_computed_in_the_faster_precision_here_and_by_those_that_it_is_kept_for(
+def test_what_is_not_int8_is_computed_in_the_precision_that_long_segments_are_faster_in_here_and_where_it_is_kept(
     make: Make, module: Any, monkeypatch: pytest.MonkeyPatch, bfloat16: bool, times: list[float], runtime: str
 ) -> None:
-    took, told = iter(times), []
+    took, told, lengths = iter(times), [], []
     compiled = module._OpenVino.__init__
 
     def spy(self: Any, model: Any, limits: dict[str, str]) -> None:
@@ -69,13 +70,15 @@ def test_what_is_not_int8_is_computed_in_the_faster_precision_here_and_by_those_
         compiled(self, model, limits)
 
     monkeypatch.setattr(module, "uses_bfloat16", lambda: bfloat16)
-    monkeypatch.setattr(module, "_seconds", lambda run, audio: next(took))
+    monkeypatch.setattr(module, "_seconds", lambda run, audio: lengths.append(len(audio)) or next(took))
     monkeypatch.setattr(module._OpenVino, "__init__", spy)
     emissions, converted = make(), []
     emissions._on_converted = lambda name, model: converted.append((name, model))
     found = emissions(audio())
     assert emissions.runtime == runtime
-    assert told == [None, "f32"][: len(times) - 1]
+    assert told == ([None, "f32"] if bfloat16 else [None])
+    assert lengths == [48_000] * min(3, len(times)) + [320_000] * (len(times) - 3)
+    assert next(took, None) is None
     ((name, model),) = converted
     again = module.Emissions.converted(name, model, runners=1, threads=1)
     assert told[-1] == ("f32" if runtime.endswith("float32") else None)
