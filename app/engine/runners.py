@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic
 
 from app.engine.lease import Lease, Unit, W
+from app.engine.spreading import Pace, own_part
 
 EXPRESS = "express"
 GIVE_WAY_S = 1.0
@@ -47,6 +48,7 @@ class Runners(Generic[W]):
         *,
         express: bool = False,
         on_rest: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._on_rest = on_rest
         self._run, self._count, self._size, self._wait_s = run, count, size, wait_s
@@ -59,6 +61,7 @@ class Runners(Generic[W]):
         self._resting = False
         self._express = express
         self._busy: list[Lease[W]] = []
+        self._pace = Pace(clock)
         for number in range(count):
             threading.Thread(target=self._serve, name=f"runner-{number}", daemon=True).start()
         if express:
@@ -129,6 +132,7 @@ class Runners(Generic[W]):
                 self._idle -= 1
                 units = self._take()
                 self._busy.append(units[0].job)
+                self._pace.began(threading.get_ident(), 0 if units[0].call else len(units))
                 self._started(units)
                 if self._express:
                     self._changed.notify_all()  # it looks who is at work now
@@ -137,6 +141,7 @@ class Runners(Generic[W]):
             with self._changed:
                 self._idle += 1
                 self._busy.remove(units[0].job)
+                self._pace.ended(threading.get_ident())
                 self._finished(units, seconds)
 
     def _hurry(self) -> None:
@@ -198,14 +203,15 @@ class Runners(Generic[W]):
     def _fair_size(self, job: Lease[W]) -> int:
         """Windows of a batch: those that are there are spread over the runners that have nothing to do.
 
-        The last ones of recordings of several windows are spread over all runners, or one would be idle at the end; not where
+        The last ones of recordings of several windows are spread so that all runners end at about the same time; not where
         other jobs come and go: then full batches take less time in all.
         """
         others = [one for one in self._ready if self._goes_with(job, one)]
         waiting, coming = 1 + sum(len(one.pending) for one in others), sum(one.is_coming for one in self._jobs)
         size = min(job.size, -(-(waiting + coming) // (self._idle + 1)))
-        last = not coming and all(one.brought > 1 for one in (job, *others))
-        return min(size, max(2, -(-waiting // self._count))) if last else size
+        if coming or waiting > job.size * self._count or any(one.brought <= 1 for one in (job, *others)):
+            return size
+        return min(job.size, own_part(waiting, [0.0] * self._idle + self._pace.ahead()))
 
     def _next_of(self, job: Lease[W]) -> Unit[W]:
         unit = job.pending.popleft()

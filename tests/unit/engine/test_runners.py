@@ -27,7 +27,8 @@ class Tool:
         self.gate = threading.Semaphore(0)
         self.began = threading.Semaphore(0)
         self.at_once: Any = None
-        self.runners: Runners[Any] = Runners(self._run, count, size, wait_s, express=express)
+        self.now_s = 0.0
+        self.runners: Runners[Any] = Runners(self._run, count, size, wait_s, express=express, clock=lambda: self.now_s)
 
     def _run(self, units: Sequence[Unit[Any]]) -> list[Any]:
         self.batches.append([unit.window for unit in units])
@@ -126,28 +127,30 @@ def test_a_lone_job_is_spread_over_all_idle_runners(threads: ThreadPoolExecutor)
     assert future.result(10)
 
 
-def test_the_last_windows_of_recordings_are_spread_over_all_runners(threads: ThreadPoolExecutor) -> None:
+def test_the_last_windows_of_recordings_are_spread_over_runners_that_end_together(threads: ThreadPoolExecutor) -> None:
     tool = Tool(count=2)
     future = threads.submit(job, tool, range(13))
     tool.until_began()  # both are at work before the first one may end: two idle ones would share what is left
-    for _ in range(3):
-        tool.until_began()
+    tool.until_began()
+    tool.now_s = 10.0
+    for _ in range(2):
         tool.go(1)
+        tool.until_began()
     tool.go()
     assert future.result(10) == [f"<{number}>" for number in range(13)]
     assert [len(batch) for batch in tool.batches] == [4, 4, 3, 2]
 
 
-def test_two_windows_go_together_though_they_are_the_last(threads: ThreadPoolExecutor) -> None:
-    tool = Tool(count=2, size=2)
-    future = threads.submit(job, tool, range(6))
+def test_a_runner_takes_more_of_the_last_windows_where_the_other_has_only_begun(threads: ThreadPoolExecutor) -> None:
+    tool = Tool(count=2)
+    future = threads.submit(job, tool, range(11))
     tool.until_began()
     tool.until_began()
     tool.go(1)
     tool.until_began()
-    assert [len(batch) for batch in tool.batches] == [2, 2, 2]
+    assert [len(batch) for batch in tool.batches] == [4, 4, 3]
     tool.go()
-    assert len(future.result(10)) == 6
+    assert len(future.result(10)) == 11
 
 
 def test_clips_of_one_window_fill_the_next_batch_though_another_runner_is_at_work(threads: ThreadPoolExecutor) -> None:
