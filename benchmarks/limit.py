@@ -146,7 +146,9 @@ class Limit:
         if file not in self._spoken:
             pcm = np.fromfile(file, "<i2")
             options = options_for(self._setup.model, "none", "en").vad
-            windows = find_windows(pcm, options, PyannoteVad("cpu"), lambda done: None, lambda call: call())
+            windows = find_windows(
+                pcm, options, PyannoteVad("cpu"), lambda done: None, lambda calls: [call() for call in calls]
+            )
             began = time.perf_counter()
             mels = [self._model.log_mel(samples(pcm, window.start, window.end))[None] for window in windows]
             took = time.perf_counter() - began

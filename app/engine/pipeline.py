@@ -92,14 +92,14 @@ class Pipeline:
         silence = np.zeros(RATE, np.int16)
         options = TranscribeOptions(self._setup.model, language="en")
         with self._runners.lease(lambda: False) as lease:
-            find_windows(silence, options.vad, self._pyannote, lambda done: None, lease.call)
+            find_windows(silence, options.vad, self._pyannote, lambda done: None, lease.calls)
             self._recognise(lease, [Window(0.0, 1.0)], Speech(silence, options, "en"), lambda stage, done: None)
 
     def _segments(
         self, lease: Lease[Piece], pcm: np.ndarray, options: TranscribeOptions, report: Report
     ) -> tuple[Speech, list[dict[str, Any]]]:
         """What was found out of the recording, and its segments."""
-        windows = find_windows(pcm, options.vad, self._pyannote, lambda done: report("vad", done), lease.call)
+        windows = find_windows(pcm, options.vad, self._pyannote, lambda done: report("vad", done), lease.calls)
         speech = Speech(pcm, options, options.language)
         segments = self._recognise(lease, windows, speech, report)
         if options.word_timestamps == "aligned":

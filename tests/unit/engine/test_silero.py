@@ -80,6 +80,45 @@ def test_more_threads_than_openvino_serves_at_once_get_what_each_gets_alone(
             np.testing.assert_array_equal(found, expected)
 
 
+def test_a_block_that_runners_share_has_the_speech_that_one_finds_alone(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from app.jobs import VadOptions
+
+    pcm = np.resize(np.concatenate([speech(0), np.zeros(12_000, np.int16), speech(5)]), 90 * 16_000)
+    with ThreadPoolExecutor(3) as threads:
+        asked: list[int] = []
+
+        def calls(functions: Any) -> Any:
+            asked.append(len(functions))
+            return threads.map(lambda function: function(), functions)
+
+        def windows() -> Any:
+            asked.clear()
+            return engine.vad.find_windows(pcm, VadOptions(), engine.vad.PyannoteVad("cpu"), lambda done: None, calls)
+
+        shared = windows()
+        assert asked == ([3, 1] if engine.silero.install()._network else [])
+        monkeypatch.setattr(engine.vad, "SHARED_S", 300)
+        assert windows() == shared
+        assert asked == [1]
+    assert len(shared) > 2
+
+
+def test_after_a_shared_block_that_was_cancelled_a_thread_computes_by_itself_again(engine: SimpleNamespace) -> None:
+    network = engine.silero.install()
+    frames = np.zeros((2 * engine.silero.SLICE, 576), np.float32)
+    state = np.zeros((1, 1, 128), np.float32)
+
+    def stopped(functions: Any) -> Any:
+        raise InterruptedError
+
+    if network._network:
+        with pytest.raises(InterruptedError), network.shared(stopped):
+            network.run(None, {"input": frames, "h": state, "c": state})
+    assert len(network.run(None, {"input": frames, "h": state, "c": state})[0]) == len(frames)
+
+
 def fails(path: str) -> None:
     raise RuntimeError("an instruction that this processor does not know")
 
