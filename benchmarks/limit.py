@@ -98,6 +98,7 @@ class Limit:
 
         Not counted: ``mel_s``, and ``language_s``, what it takes to find out the language of each (0 unless asked for).
         """
+        from app.engine import silero
         from app.engine.vad import SileroOptions, get_speech_timestamps
 
         spoken = [self._ready(file) for file in files]
@@ -109,9 +110,15 @@ class Limit:
             speech_pad_ms=int(options.speech_pad_s * 1000),
             max_speech_duration_s=options.chunk_s,
         )
+        count = self._chosen.runners
         began = time.perf_counter()
-        with ThreadPoolExecutor(self._chosen.runners) as runners:
-            list(runners.map(lambda one: get_speech_timestamps(one.audio, settings), spoken))
+        with ThreadPoolExecutor(count) as runners, ThreadPoolExecutor(count) as helpers:
+
+            def listen(one: Spoken) -> None:
+                with silero.install().shared(lambda parts: helpers.map(lambda part: part(), parts)):  # one file at a time
+                    get_speech_timestamps(one.audio, settings)
+
+            list(runners.map(listen, spoken))
         vad_s = time.perf_counter() - began
         results = self._decode([mel for one in spoken for mel in one.mels])
         seconds = time.perf_counter() - began

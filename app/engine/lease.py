@@ -53,7 +53,8 @@ class Seats(Protocol[W]):
 class Lease(Generic[W]):
     """One job's place among the others. Only the thread of the job may use it.
 
-    ``calling``: a call of it is at work; ``is_coming``: it has not brought its windows yet; ``brought``: how many they were.
+    ``calling``: how many calls of it are at work; ``is_coming``: it has not brought its windows yet; ``brought``: how many they
+    were.
     """
 
     def __init__(self, runners: Seats[W], cancelled: Callable[[], bool], size: int) -> None:
@@ -62,7 +63,8 @@ class Lease(Generic[W]):
         self.number = self.brought = 0
         self.pending: deque[Unit[W]] = deque()
         self.spent = Spent()
-        self.holds = self.held = self.long = self.calling = False
+        self.holds = self.held = self.long = False
+        self.calling = 0
         self.is_coming = True
 
     def __enter__(self) -> Lease[W]:
@@ -71,11 +73,6 @@ class Lease(Generic[W]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._runners.leave(self)
-
-    def call(self, function: Callable[[], R]) -> R:
-        """``function()`` in a runner, in turn."""
-        (result,) = self.calls([function])
-        return result
 
     def calls(self, functions: Iterable[Callable[[], R]]) -> Iterator[R]:
         """Results of all of them, in order; they may run at the same time."""

@@ -1,6 +1,7 @@
 """One transcription, start to end: memory map → VAD → windows → batches → alignment → result.
 
-A job's own thread computes nothing: what takes time is done by the runners that all jobs share (:mod:`app.engine.runners`).
+A job's own thread computes next to nothing: what takes time is done by the runners that all jobs share
+(:mod:`app.engine.runners`).
 """
 
 from __future__ import annotations

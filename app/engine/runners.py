@@ -141,7 +141,7 @@ class Runners(Generic[W]):
             with self._changed:
                 self._idle += 1
                 self._busy.remove(units[0].job)
-                self._pace.ended(threading.get_ident())
+                self._pace.ended(threading.get_ident(), learn=all(unit.error is None for unit in units))
                 self._finished(units, seconds)
 
     def _hurry(self) -> None:
@@ -215,7 +215,7 @@ class Runners(Generic[W]):
 
     def _next_of(self, job: Lease[W]) -> Unit[W]:
         unit = job.pending.popleft()
-        job.calling = unit.call is not None
+        job.calling += unit.call is not None
         del self._ready[job]
         job.held = job.holds
         self._queue(job)  # behind the others
@@ -263,7 +263,8 @@ class Runners(Generic[W]):
         self._windows -= len(units)
         for unit in units:
             unit.job.spent.seconds += seconds / len(units)
-            unit.job.holds = unit.job.held = unit.job.calling = False
+            unit.job.holds = unit.job.held = False
+            unit.job.calling -= unit.call is not None
             self._queue(unit.job)
             unit.done.set()
         self._changed.notify_all()  # the express looks who is at work now

@@ -13,7 +13,6 @@ import contextlib
 import logging
 import os
 import platform
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
@@ -26,13 +25,14 @@ from faster_whisper.vad import get_vad_model
 from openvino import opset13 as op
 from openvino.passes import ConstantFolding, Manager
 
-from app.engine.encoders.runtime import FLOAT32, limits
+from app.engine.encoders.runtime import FLOAT32, Compiled
 
 SLICE = 128
 """Frames (of 32 ms) that the network is given at once. faster-whisper gives it 10,000, whose intermediate values take
 100 MB, and a tenth of the time for pages that are mapped and cleared anew in every call."""
-CALLS = 4
-"""Slices that OpenVINO computes at once, on a thread each: those of all runners. One more waits."""
+CALLS = 5
+"""Slices that OpenVINO computes at once, on a thread each: four runners', as many as there are unless set so, and the express'.
+One more waits for a millisecond."""
 PART = 8 * SLICE
 """Frames (33 s) that one runner takes where several share."""
 log = logging.getLogger("stenopool.engine")
@@ -70,8 +70,10 @@ class OpenVino:
         given.output(0).tensor.set_names({"features"})
         of_frames = {node.output(0).any_name: node for node in whole.get_parameters()}
         recurrent.input(0).replace_source_output(given.output(0))
-        self._features = _Compiled(openvino.Model([result], [of_frames.pop("input")]))
-        self._recurrent = _Compiled(openvino.Model(whole.get_results(), [given, *of_frames.values()]))
+        self._features = Compiled(openvino.Model([result], [of_frames.pop("input")]), CALLS, 1, FLOAT32)
+        self._recurrent = Compiled(openvino.Model(whole.get_results(), [given, *of_frames.values()]), CALLS, 1, FLOAT32)
+        silence, none = np.zeros((SLICE, 576), np.float32), np.zeros(state, np.float32)
+        self.probabilities(self.features(silence), none, none)  # it fails here or never
 
     def features(self, frames: np.ndarray) -> np.ndarray:
         """What the network makes of each frame by itself, (slices, 1, SLICE, 128), of (slices * SLICE, 576) samples."""
@@ -82,27 +84,9 @@ class OpenVino:
         """Of all frames, (frames,), and both parts of the state after them."""
         found = []
         for one in features:
-            of_slice, h, c = self._recurrent({"features": one, "h": h, "c": c}, "speech_probs", "hn", "cn")
+            of_slice, h, c = self._recurrent({"features": one.copy(), "h": h, "c": c}, "speech_probs", "hn", "cn")
             found.append(of_slice)
         return [np.concatenate(found), h, c]
-
-
-class _Compiled:
-    def __init__(self, model: openvino.Model) -> None:
-        compiled = openvino.Core().compile_model(model, "CPU", limits(CALLS, 1) | FLOAT32)
-        self._requests: queue.SimpleQueue[openvino.InferRequest] = queue.SimpleQueue()
-        for _ in range(CALLS):
-            self._requests.put(compiled.create_infer_request())
-
-    def __call__(self, given: dict[str, np.ndarray], *names: str) -> list[np.ndarray]:
-        """The outputs of these names, or the only one."""
-        request = self._requests.get()
-        try:
-            request.infer(given, share_inputs=True)
-            tensors = [request.get_tensor(name) for name in names] or [request.get_output_tensor()]
-            return [tensor.data.copy() for tensor in tensors]
-        finally:
-            self._requests.put(request)
 
 
 class Slices:
@@ -115,16 +99,24 @@ class Slices:
 
     def __init__(self, session: Any, network: OpenVino | None = None) -> None:
         self._session, self._network = session, network
-        self._thread = threading.local()
+        self._thread, self._sharing = threading.local(), threading.Lock()
 
     @contextlib.contextmanager
-    def shared(self, calls: Calls) -> Iterator[None]:
-        """What this thread asks for meanwhile is computed by ``calls``."""
+    def shared(self, calls: Calls) -> Iterator[bool]:
+        """Whether what this thread asks for meanwhile is computed by ``calls``.
+
+        Not without OpenVINO, and not while another thread's is: its arrays would be in memory beside the others', for runners
+        that have enough to do.
+        """
+        if self._network is None or not self._sharing.acquire(blocking=False):
+            yield False
+            return
         self._thread.calls = calls
         try:
-            yield
+            yield True
         finally:
             del self._thread.calls
+            self._sharing.release()
 
     def run(self, names: list[str] | None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
         """As ``InferenceSession.run``: probabilities of all frames, and the state after them."""
@@ -148,8 +140,8 @@ def _one_by_one(functions: Sequence[Callable[[], Any]]) -> list[Any]:
 
 
 def floats(pcm: np.ndarray) -> np.ndarray:
-    """Float32 in [-1, 1] of s16 samples; floats as they are."""
-    if pcm.dtype == np.float32:
+    """Float32 in [-1, 1] of s16 samples; samples of another type as they are."""
+    if pcm.dtype != np.int16:
         return pcm
     found: np.ndarray = np.multiply(pcm, 1 / 32768, dtype=np.float32)  # exact, and one array less than with astype
     return found

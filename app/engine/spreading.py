@@ -34,10 +34,10 @@ class Pace:
         """A runner has begun with so many; 0 for something else."""
         self._at_work[runner] = windows, self._clock()
 
-    def ended(self, runner: Hashable) -> None:
-        """It has ended."""
+    def ended(self, runner: Hashable, *, learn: bool = True) -> None:
+        """It has ended; ``learn`` from the time that it took, unless it has failed."""
         windows, since = self._at_work.pop(runner)
-        if windows:
+        if windows and learn:
             self._window_s = (self._clock() - since) / (windows + BATCH)
 
     def ahead(self) -> list[float]:

@@ -92,18 +92,14 @@ def _silero(
 
 
 def _speech_in(block: np.ndarray, settings: SileroOptions, calls: Calls) -> list[dict[str, int]]:
-    """Several runners share a long block: then this thread does what is not the network, a tenth of the time."""
+    """Runners may share a long block: then this thread does what is not the network, a tenth of the time."""
+    network = silero.install()
     if len(block) > SHARED_S * RATE:
-        with silero.install().shared(calls):
-            return list(get_speech_timestamps(block, settings))
-    (found,) = calls([partial(_speech_in_short, block, settings)])
+        with network.shared(calls) as shared:
+            if shared:
+                return list(get_speech_timestamps(block, settings))
+    (found,) = calls([partial(get_speech_timestamps, block, settings)])
     return list(found)
-
-
-def _speech_in_short(block: np.ndarray, settings: SileroOptions) -> list[dict[str, int]]:
-    silero.install()
-    found: list[dict[str, int]] = get_speech_timestamps(block, settings)
-    return found
 
 
 class PyannoteVad:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import torchaudio
 import whisperx.alignment
 
 from app.engine.alignment import ctc
 from app.engine.alignment.emissions import Emissions
+from app.engine.alignment.features import Converted
 from app.engine.alignment.kept import Kept, Labels, Shelf
 from app.engine.alignment.sentences import SPLITTER
 from app.engine.alignment.words import Timed, labels_of, sentences
@@ -109,7 +109,7 @@ class Aligner:
         columns: dict[str, int] = metadata["dictionary"]
         labels = Labels(columns, columns.get("<pad>", columns.get("[pad]", 0)))
 
-        def keep(runtime: str, converted: openvino.Model) -> None:
+        def keep(runtime: str, converted: Converted) -> None:
             if shelf is not None:
                 shelf.save(Kept(runtime, labels, converted))
 

@@ -1,9 +1,10 @@
 """What an aligner hears: the probability of every label in every frame, on the runtime that is best here.
 
-On a CPU the torch model is converted for OpenVINO, with int8 weights if these keep the probabilities; what is not int8 is
-computed in bfloat16 where the CPU can, or in float32 where that takes less. The first seconds of audio decide, against torch in
-float32. Elsewhere, and where nothing else will do, it is torch. Segments are taken one by one: a batch is no faster on
-OpenVINO, and its padding would change the group normalisation of wav2vec2-base.
+On a CPU the torch model is converted for OpenVINO (:mod:`app.engine.alignment.features`), with int8 weights if these keep the
+probabilities. What is not int8 in its transformer is computed in bfloat16 where the CPU can, or in float32 where that takes
+less. The first seconds of audio decide, against torch in float32; twenty of them between the two precisions. Elsewhere, and
+where nothing else will do, it is torch. Segments are taken one by one: a batch is no faster on OpenVINO, and its padding would
+change the group normalisation of wav2vec2-base.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ LONG_SAMPLES = 320_000
 TRY_SAMPLES = 8_000
 """Samples that show whether what was kept can be run at all."""
 QUICK_S = 0.04
-"""Where torch takes less for them, nothing else is tried: that takes a second, in which a fresh worker answers nobody."""
+"""Where torch takes less for them, nothing else is tried: that takes seconds, in which a fresh worker aligns for nobody."""
 MOST_DEVIATION = 0.02
 """Share of the probability, in the mean over the frames, that a runtime may give to other labels than torch does."""
 GROUP = "128"
@@ -97,8 +98,8 @@ class Emissions:
             for name, model in self._candidates() if limit_s > QUICK_S else ():
                 names = (name, name + IN_FLOAT32) if uses_bfloat16() else (name,)
                 runs = {one: run for one in names if (run := self._serving(one, model, short, expected, limit_s)) is not None}
-                if runs:
-                    self.runtime = _fastest(runs, np.resize(audio, LONG_SAMPLES))
+                self.runtime = _fastest(runs, np.resize(audio, LONG_SAMPLES))
+                if self.runtime:
                     del self._model  # the converted one has weights of its own
                     return runs[self.runtime], model
         self.runtime = "torch"
@@ -127,12 +128,18 @@ class Emissions:
 
 
 def _fastest(runs: dict[str, Run], audio: np.ndarray) -> str:
-    """The name of the one that takes the least time. Attention, which grows with the square, may be slower in bfloat16."""
-    if len(runs) == 1:
-        return next(iter(runs))
-    took = {name: _seconds(run, audio) for name, run in runs.items()}
+    """The name of the one that takes the least time; none where all fail. Attention, which grows with the square, may be
+    slower in bfloat16."""
+    if len(runs) <= 1:
+        return next(iter(runs), "")
+    took = {}
+    for name, run in runs.items():
+        try:
+            took[name] = _seconds(run, audio)
+        except Exception:  # of the many kinds that a runtime knows
+            log.warning("the aligner could not be run by %s for long segments", name, exc_info=True)
     log.info("aligner, seconds for %d of audio: %s", len(audio) // 16_000, {name: round(one, 2) for name, one in took.items()})
-    return min(took, key=lambda name: took[name])
+    return min(took, key=lambda name: took[name], default="")
 
 
 def _precision(runtime: str) -> dict[str, str]:
@@ -149,7 +156,8 @@ class _OpenVino:
     """A compiled model, and requests for each call that is at work.
 
     Every length of audio has kernels of its own in the transformer; kept, they would fill the memory (7 MB each with
-    wav2vec2-base). Making them anew takes less than a tenth of a call. Nor does it keep what a call computed with.
+    wav2vec2-base). Making them anew takes less than a tenth of a call. Nor does it keep what a call computed with, but for its
+    features (3 MB for 30 s).
     """
 
     def __init__(self, model: Converted, limits: dict[str, str]) -> None:
@@ -182,7 +190,8 @@ class _OpenVino:
         return self._encoder.create_infer_request(), self._transformer.create_infer_request()
 
     def _logits(self, audio: np.ndarray, encoder: openvino.InferRequest, transformer: openvino.InferRequest) -> np.ndarray:
-        about = statistics(audio, self._geometry)[: len(self._encoder.inputs) - 1]  # asked for where it normalises over all
+        normalises = len(self._encoder.inputs) > 1  # over all of the audio
+        about = statistics(audio, self._geometry) if normalises else ()
         features = []
         for piece, frames in pieces(audio, self._geometry):
             encoder.infer([piece, *about], share_inputs=True)

@@ -165,8 +165,11 @@ class _Layer(torch.nn.Module):
 
     def _check(self, conv: torch.nn.Conv1d) -> None:
         plain = (conv.padding, conv.dilation, conv.groups) == ((0,), (1,), 1) and self.kernel >= self.stride
-        if not plain or not isinstance(self.norm, torch.nn.LayerNorm | None):
+        if not plain or not self._knows_norm():
             raise ValueError(f"a layer of a kind that is not known: {conv}, {self.norm}")
+
+    def _knows_norm(self) -> bool:
+        return isinstance(self.norm, torch.nn.LayerNorm | None)
 
     def given(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """What the rows of ``weight`` are multiplied with, (rows, ...) each: whole strides, then single frames."""
@@ -188,9 +191,8 @@ class _Layer(torch.nn.Module):
 class _FirstLayer(_Layer):
     """One whose channels are normalised over all of the audio: that becomes a part of its weight and its bias."""
 
-    def _check(self, conv: torch.nn.Conv1d) -> None:
-        if self.norm.num_groups != conv.out_channels or conv.in_channels != 1:
-            raise ValueError(f"a normalisation of a kind that is not known: {self.norm}")
+    def _knows_norm(self) -> bool:
+        return bool(self.norm.num_groups == len(self.bias))
 
     def forward(self, frames: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
         variance = (self.weight @ spread.T).square().sum(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -17,8 +18,8 @@ FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
 """Without it OpenVINO computes in bfloat16 what is not int8, where the CPU can (:func:`uses_bfloat16`)."""
 
 
-class Encoder:
-    """An encoder that ``calls`` threads may use at once, on ``threads`` threads each; one more caller waits."""
+class Compiled:
+    """A model that ``calls`` threads may use at once, on ``threads`` threads each; one more caller waits."""
 
     def __init__(self, model: openvino.Model, calls: int, threads: int, options: dict[str, str]) -> None:
         compiled = openvino.Core().compile_model(model, "CPU", limits(calls, threads) | options)
@@ -26,15 +27,27 @@ class Encoder:
         for _ in range(calls):
             self._requests.put(compiled.create_infer_request())
 
-    def encode(self, mel: np.ndarray) -> np.ndarray:
-        """Encoder output, (1500, width), of one window of (mels, 3000) log-mel features."""
+    def __call__(self, given: dict[Any, np.ndarray], *names: str) -> list[np.ndarray]:
+        """The outputs of these names, or the first one. What is ``given`` stays in memory until the next call."""
         request = self._requests.get()
         try:
-            request.infer({0: np.ascontiguousarray(mel[None])}, share_inputs=True)
-            output: np.ndarray = request.get_output_tensor().data[0].copy()
-            return output
+            request.infer(given, share_inputs=True)
+            tensors = [request.get_tensor(name) for name in names] or [request.get_output_tensor(0)]
+            return [tensor.data.copy() for tensor in tensors]
         finally:
             self._requests.put(request)
+
+
+class Encoder:
+    """An encoder; see :class:`Compiled`."""
+
+    def __init__(self, model: openvino.Model, calls: int, threads: int, options: dict[str, str]) -> None:
+        self._compiled = Compiled(model, calls, threads, options)
+
+    def encode(self, mel: np.ndarray) -> np.ndarray:
+        """Encoder output, (1500, width), of one window of (mels, 3000) log-mel features."""
+        output: np.ndarray = self._compiled({0: np.ascontiguousarray(mel[None])})[0][0]
+        return output
 
 
 def uses_bfloat16() -> bool:

@@ -241,9 +241,9 @@ def test_calls_run_in_turn_and_their_errors_are_their_callers(threads: ThreadPoo
     tool = Tool()
     with tool.runners.lease(never) as lease:
         assert list(lease.calls([lambda: 1, lambda: 2])) == [1, 2]
-        assert lease.call(threading.current_thread).name == "runner-0"
+        assert next(lease.calls([threading.current_thread])).name == "runner-0"
         with pytest.raises(ZeroDivisionError):
-            lease.call(lambda: 1 / 0)
+            list(lease.calls([lambda: 1 / 0]))
 
 
 def test_a_job_that_is_cancelled_while_it_waits_leaves_at_once_and_its_windows_are_not_computed(
@@ -305,7 +305,7 @@ def test_the_first_call_of_a_job_does_not_wait_for_a_long_one_either(threads: Th
     long = threads.submit(job, tool, long_ones("long"))
     tool.until_began()
     with tool.runners.lease(never) as lease:
-        assert lease.call(lambda: "found speech") == "found speech"
+        assert list(lease.calls([lambda: "found speech"])) == ["found speech"]
     tool.go()
     assert len(long.result(10)) == 20
 
@@ -382,7 +382,7 @@ def test_a_batch_does_not_wait_for_a_job_whose_call_is_at_work(
 
     def called() -> None:
         with tool.runners.lease(never) as lease:
-            lease.call(call)
+            list(lease.calls([call]))
 
     calling = threads.submit(called)
     assert calls.wait(10)
@@ -392,6 +392,20 @@ def test_a_batch_does_not_wait_for_a_job_whose_call_is_at_work(
     may_end.set()
     assert future.result(10) == ["<first>"]
     calling.result(10)
+
+
+def test_a_batch_does_not_wait_for_a_job_of_whose_calls_one_has_ended(threads: ThreadPoolExecutor) -> None:
+    tool, gate = Tool(count=2), threading.Event()
+    ended = threading.Event()
+    with tool.runners.lease(never) as lease:
+        results = threads.submit(list, lease.calls([ended.set, lambda: gate.wait(10)]))
+        assert ended.wait(10)
+        while lease.calling != 1:
+            pass
+        assert not lease.pending
+        gate.set()
+        results.result(10)
+        assert lease.calling == 0
 
 
 def test_windows_are_spread_over_idle_runners_as_if_those_that_are_coming_were_there(
@@ -542,7 +556,7 @@ def test_what_batches_left_is_given_back_beside_the_calls_of_another_job(threads
     gate = threading.Event()
     runners: Runners[Any] = Runners(lambda units: [None] * len(units), 2, 4, on_rest=rested.set)
     with runners.lease(never) as aligning, runners.lease(never) as other:
-        call = threads.submit(aligning.call, lambda: gate.wait(10))
+        call = threads.submit(list, aligning.calls([lambda: gate.wait(10)]))
         assert list(other.windows([1])) == [None]
         assert rested.is_set()
         gate.set()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from tests.unit.engine.conftest import noise, speech
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 FRAME = 512
+SLICE = 128
 Heard = Callable[[np.ndarray], np.ndarray]
 
 
@@ -98,25 +101,95 @@ def test_a_block_that_runners_share_has_the_speech_that_one_finds_alone(
             return engine.vad.find_windows(pcm, VadOptions(), engine.vad.PyannoteVad("cpu"), lambda done: None, calls)
 
         shared = windows()
-        assert asked == ([3, 1] if engine.silero.install()._network else [])
+        assert asked == ([3, 1] if engine.silero.install()._network else [1])
         monkeypatch.setattr(engine.vad, "SHARED_S", 300)
         assert windows() == shared
         assert asked == [1]
     assert len(shared) > 2
 
 
-def test_after_a_shared_block_that_was_cancelled_a_thread_computes_by_itself_again(engine: SimpleNamespace) -> None:
-    network = engine.silero.install()
-    frames = np.zeros((2 * engine.silero.SLICE, 576), np.float32)
-    state = np.zeros((1, 1, 128), np.float32)
+class Network:
+    """In OpenVINO's place, on any machine: a frame's probability is its first sample, and the state counts the frames."""
 
-    def stopped(functions: Any) -> Any:
-        raise InterruptedError
+    def features(self, frames: np.ndarray) -> np.ndarray:
+        return frames.reshape(-1, SLICE, 576)
 
-    if network._network:
-        with pytest.raises(InterruptedError), network.shared(stopped):
-            network.run(None, {"input": frames, "h": state, "c": state})
-    assert len(network.run(None, {"input": frames, "h": state, "c": state})[0]) == len(frames)
+    def probabilities(self, features: np.ndarray, h: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
+        return [features[..., 0].ravel(), h + features.size // 576, c]
+
+
+class Session:
+    """In ONNX Runtime's place; it must be given no more than is left."""
+
+    def run(self, names: None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert len(given["input"]) < SLICE
+        return [given["input"][:, 0], given["h"] + len(given["input"]), given["c"]]
+
+
+def asked_of(slices: Any, frames: int) -> list[np.ndarray]:
+    given = np.repeat(np.arange(frames, dtype=np.float32)[:, None], 576, 1)
+    answer: list[np.ndarray] = slices.run(None, {"input": given, "h": np.zeros(1), "c": np.zeros(1)})
+    return answer
+
+
+@pytest.mark.parametrize("frames", [1, 127, 128, 129, 1024, 1025, 3000, 9376])
+def test_frames_that_several_share_come_back_in_order_with_the_state_after_all_of_them(
+    engine: SimpleNamespace, frames: int
+) -> None:
+    slices = engine.silero.Slices(Session(), Network())
+    with ThreadPoolExecutor(3) as threads, slices.shared(lambda parts: threads.map(lambda part: part(), parts)) as shared:
+        found, h, _ = asked_of(slices, frames)
+    assert shared
+    assert found.tolist() == list(range(frames))
+    assert h == frames
+
+
+def test_only_one_recording_at_a_time_is_shared(engine: SimpleNamespace) -> None:
+    slices = engine.silero.Slices(Session(), Network())
+
+    def never_asked(parts: Any) -> Any:
+        pytest.fail("it was shared")
+
+    with slices.shared(lambda parts: [part() for part in parts]) as first, ThreadPoolExecutor(1) as threads:
+
+        def second() -> tuple[bool, int]:
+            with slices.shared(never_asked) as shared:
+                return shared, len(asked_of(slices, 300)[0])
+
+        assert (first, threads.submit(second).result(10)) == (True, (False, 300))
+    with slices.shared(lambda parts: [part() for part in parts]) as again:
+        assert again
+
+
+def test_a_shared_recording_that_is_cancelled_leaves_the_runners_and_the_network_to_others(engine: SimpleNamespace) -> None:
+    from app.engine.lease import Stopped
+    from app.engine.runners import Runners
+
+    runners: Any = Runners(lambda units: [None for _ in units], 2, 4)
+    slices = engine.silero.Slices(Session(), Network())
+    cancelled, gate = threading.Event(), threading.Event()
+    features, computed = slices._network.features, []
+
+    def slow(frames: np.ndarray) -> np.ndarray:
+        computed.append(len(frames))
+        cancelled.set()
+        assert gate.wait(10)
+        return np.asarray(features(frames))
+
+    slices._network.features = slow
+    with pytest.raises(Stopped), runners.lease(cancelled.is_set) as lease, slices.shared(lease.calls):
+        asked_of(slices, 9376)
+    gate.set()
+    slices._network.features = features
+    with runners.lease(lambda: False) as lease, slices.shared(lease.calls) as shared:
+        assert shared
+        assert len(asked_of(slices, 9376)[0]) == 9376
+    assert len(computed) <= 2
+
+
+def test_on_x86_openvino_does_run_it(engine: SimpleNamespace) -> None:
+    on_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    assert (engine.silero.install()._network is not None) == on_x86
 
 
 def fails(path: str) -> None:

@@ -53,6 +53,16 @@ def test_what_is_at_work_is_counted_by_the_time_of_the_last_batch(spreading: Any
     assert len(pace.ahead()) == 1
 
 
+def test_nothing_is_learnt_of_a_batch_that_failed(spreading: Any) -> None:
+    now = [0.0]
+    pace = spreading.Pace(lambda: now[0])
+    pace.began("a", 4)
+    pace.began("b", 2)
+    now[0] = 0.1
+    pace.ended("a", learn=False)
+    assert pace.ahead() == [2.3]
+
+
 def ended(spreading: Any, part: Callable[[int, list[float]], int], windows: int, chance: random.Random) -> float:
     """When two runners have ended with so many windows, 1 s each and 0.4 a batch of four, more or less."""
     free, expected = [0.0, 0.0], [0.0, 0.0]

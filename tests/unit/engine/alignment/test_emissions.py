@@ -85,6 +85,32 @@ def test_what_is_not_int8_is_computed_in_the_precision_that_long_segments_are_fa
     assert again(audio()) == pytest.approx(found, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("failing", "runtime"),
+    [(["openvino-int8"], "openvino-int8-float32"), (["openvino-int8", "openvino-int8-float32"], "openvino")],
+)
+def test_what_fails_for_long_segments_is_not_taken(
+    make: Make, module: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failing: list[str], runtime: str
+) -> None:
+    monkeypatch.setattr(module, "uses_bfloat16", lambda: True)
+    seconds, long = iter([1.0]), []
+
+    def took(run: Any, audio: np.ndarray) -> float:
+        if len(audio) == module.LONG_SAMPLES:
+            long.append(run)
+            if len(long) <= len(failing):
+                raise RuntimeError("no memory")
+        return next(seconds, 0.1 if len(long) < 3 or len(long) % 2 else 0.2)
+
+    monkeypatch.setattr(module, "_seconds", took)
+    emissions = make()
+    with caplog.at_level(logging.WARNING):
+        assert len(emissions(audio()))
+    assert emissions.runtime == runtime
+    for name in failing:
+        assert f"could not be run by {name} for long segments" in caplog.text
+
+
 def test_what_changes_the_probabilities_too_much_is_not_taken(
     engine: SimpleNamespace, make: Make, module: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

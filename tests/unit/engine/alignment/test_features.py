@@ -123,6 +123,10 @@ def padded(model: Any) -> None:
     model.wav2vec2.feature_extractor.conv_layers[1].conv.padding = (1,)
 
 
+def padded_first(model: Any) -> None:
+    model.wav2vec2.feature_extractor.conv_layers[0].conv.padding = (1,)
+
+
 def grouped(model: Any) -> None:
     model.wav2vec2.feature_extractor.conv_layers[0].layer_norm = torch.nn.GroupNorm(4, 32)
 
@@ -135,7 +139,7 @@ def with_gaps(model: Any) -> None:
     model.wav2vec2.feature_extractor.conv_layers[5].conv.stride = (3,)
 
 
-@pytest.mark.parametrize("change", [padded, grouped, normalised_later, with_gaps])
+@pytest.mark.parametrize("change", [padded, padded_first, grouped, normalised_later, with_gaps])
 def test_layers_of_an_unknown_kind_are_refused(features: Any, change: Any) -> None:
     model = made("base")
     change(model)
@@ -146,6 +150,13 @@ def test_layers_of_an_unknown_kind_are_refused(features: Any, change: Any) -> No
 def test_a_model_of_an_unknown_kind_is_refused(features: Any) -> None:
     with pytest.raises(TypeError, match="not known: Linear"):
         features.convert(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(("kind", "products"), [("base", 4 * 2 + 2), ("large", 4 * 2 + 2), ("other kernels", 2 + 1)])
+def test_all_convolutions_but_the_first_become_int8_products(features: Any, kind: str, products: int) -> None:
+    made_int8 = features.convert(made(kind)).quantized().encoder
+    types = [node.get_element_type() for node in made_int8.get_ops() if node.get_type_name() == "Constant"]
+    assert types.count(openvino.Type.i8) == products
 
 
 def test_silence_can_be_computed(engine: SimpleNamespace, features: Any) -> None:
