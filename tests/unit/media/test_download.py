@@ -96,7 +96,7 @@ async def test_page_that_no_extractor_takes_is_fetched_plainly_and_never_by_the_
 ) -> None:
     async with serving(site) as (url, policy, seen):
         with pytest.raises(DownloadFailed, match="web page"):
-            await download(f"{url}/page", inbox, settings, policy=policy)
+            await download(f"{url}/page", inbox, settings, policy=replace(policy, timeout_s=20, idle_s=20, connect_s=20))
     assert len(seen) == 1
     assert b"stenopool" in seen[0]
     assert not list(inbox.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -65,24 +67,37 @@ def recording(samples: int) -> np.ndarray:
     return np.resize(speech(0), samples).astype(np.float32) / 32768 + np.float32(0.1)
 
 
+@pytest.fixture(scope="module")
+def converted(engine: SimpleNamespace) -> Callable[[str], tuple[Any, Any]]:
+    """A model of each kind, and what is made of it; once, because that takes seconds."""
+
+    @cache
+    def both(kind: str) -> tuple[Any, Any]:
+        model = made(kind)
+        return model, engine.alignment.features.convert(model)
+
+    return both
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_both_parts_together_say_what_torch_says(engine: SimpleNamespace, features: Any, kind: str) -> None:
-    model = made(kind)
-    converted = features.convert(model)
-    geometry = converted.geometry
+def test_both_parts_together_say_what_torch_says(
+    engine: SimpleNamespace, features: Any, converted: Callable[[str], tuple[Any, Any]], kind: str
+) -> None:
+    model, parts = converted(kind)
+    geometry = parts.geometry
     a_piece, hop = geometry.piece, geometry.hop
     for samples in (geometry.window, a_piece - 1, a_piece, a_piece + hop - 1, a_piece + hop, 3 * a_piece + 77):
         audio = recording(samples)
         expected = engine.alignment.emissions._in_torch(features.Logits(model), "cpu", audio)
-        found = logits(engine, converted, audio)
+        found = logits(engine, parts, audio)
         assert found.shape == expected.shape
         assert found == pytest.approx(expected, abs=2e-3 * float(np.abs(expected).max()))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_geometry_is_that_of_the_layers(features: Any, kind: str) -> None:
-    model = made(kind)
-    geometry = features.convert(model).geometry
+def test_the_geometry_is_that_of_the_layers(features: Any, converted: Callable[[str], tuple[Any, Any]], kind: str) -> None:
+    model, parts = converted(kind)
+    geometry = parts.geometry
     whole = features.Logits(model)
     with torch.inference_mode():
         frames = [whole(torch.zeros(1, geometry.window + more)).shape[1] for more in (0, geometry.hop - 1, geometry.hop)]
@@ -153,11 +168,13 @@ def test_a_model_of_an_unknown_kind_is_refused(features: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "products"), [("base", 4 * 2 + 2), ("large", 4 * 2 + 2), ("other kernels", 2 + 1)])
-def test_all_convolutions_but_the_first_become_int8_products(features: Any, kind: str, products: int) -> None:
-    made_int8 = features.convert(made(kind)).quantized().encoder
+def test_all_convolutions_but_the_first_become_int8_products(
+    converted: Callable[[str], tuple[Any, Any]], kind: str, products: int
+) -> None:
+    made_int8 = converted(kind)[1].quantized().encoder
     types = [node.get_element_type() for node in made_int8.get_ops() if node.get_type_name() == "Constant"]
     assert types.count(openvino.Type.i8) == products
 
 
-def test_silence_can_be_computed(engine: SimpleNamespace, features: Any) -> None:
-    assert np.isfinite(logits(engine, features.convert(made("base")), np.zeros(20_000, np.float32))).all()
+def test_silence_can_be_computed(engine: SimpleNamespace, converted: Callable[[str], tuple[Any, Any]]) -> None:
+    assert np.isfinite(logits(engine, converted("base")[1], np.zeros(20_000, np.float32))).all()

@@ -38,12 +38,24 @@ def make(engine: SimpleNamespace, folder: Path, source: Path) -> Make:
     return lambda: engine.alignment.Aligner(setup, "cpu")
 
 
+@pytest.fixture(scope="module")
+def conversions() -> list[Any]:
+    """The demo's aligner, converted once: that takes seconds, and all sources here are copies of it."""
+    return []
+
+
 @pytest.fixture
-def loads(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def loads(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, conversions: list[Any]) -> list[str]:
     """What was loaded with torch, which is slow here."""
     loaded: list[str] = []
     whisperx, emissions = engine.alignment.aligner.whisperx.alignment, engine.alignment.emissions
-    right = whisperx.load_align_model
+    right, convert = whisperx.load_align_model, emissions.convert
+
+    def once(model: Any) -> Any:
+        conversions[:] = conversions or [convert(model)]
+        return conversions[0]
+
+    monkeypatch.setattr(emissions, "convert", once)
 
     def load(*arguments: Any, **named: Any) -> Any:
         loaded.append(named["model_name"])
