@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -98,27 +99,15 @@ class Limit:
 
         Not counted: ``mel_s``, and ``language_s``, what it takes to find out the language of each (0 unless asked for).
         """
-        from app.engine import silero
-        from app.engine.vad import SileroOptions, get_speech_timestamps
+        from app.engine.vad import silero_options, speech_in
 
         spoken = [self._ready(file) for file in files]
         options = options_for(self._setup.model, "none", "en").vad
-        settings = SileroOptions(
-            threshold=options.onset,
-            neg_threshold=min(options.offset, options.onset),
-            min_silence_duration_ms=int(options.min_silence_s * 1000),
-            speech_pad_ms=int(options.speech_pad_s * 1000),
-            max_speech_duration_s=options.chunk_s,
-        )
+        settings = silero_options(options, options.chunk_s)
         count = self._chosen.runners
         began = time.perf_counter()
         with ThreadPoolExecutor(count) as runners, ThreadPoolExecutor(count) as helpers:
-
-            def listen(one: Spoken) -> None:
-                with silero.install().shared(lambda parts: helpers.map(lambda part: part(), parts)):  # one file at a time
-                    get_speech_timestamps(one.audio, settings)
-
-            list(runners.map(listen, spoken))
+            list(runners.map(lambda one: speech_in(one.audio, settings, partial(helpers.map, lambda part: part())), spoken))
         vad_s = time.perf_counter() - began
         results = self._decode([mel for one in spoken for mel in one.mels])
         seconds = time.perf_counter() - began
@@ -148,14 +137,13 @@ class Limit:
         self._encode = fastest_encoder(self._model)
 
     def _ready(self, file: str) -> Spoken:
+        from app.engine.silero import one_by_one
         from app.engine.vad import PyannoteVad, find_windows, samples
 
         if file not in self._spoken:
             pcm = np.fromfile(file, "<i2")
             options = options_for(self._setup.model, "none", "en").vad
-            windows = find_windows(
-                pcm, options, PyannoteVad("cpu"), lambda done: None, lambda calls: [call() for call in calls]
-            )
+            windows = find_windows(pcm, options, PyannoteVad("cpu"), lambda done: None, one_by_one)
             began = time.perf_counter()
             mels = [self._model.log_mel(samples(pcm, window.start, window.end))[None] for window in windows]
             took = time.perf_counter() - began

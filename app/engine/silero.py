@@ -120,7 +120,7 @@ class Slices:
 
     def run(self, names: list[str] | None, given: dict[str, np.ndarray]) -> list[np.ndarray]:
         """As ``InferenceSession.run``: probabilities of all frames, and the state after them."""
-        calls: Calls = getattr(self._thread, "calls", _one_by_one)
+        calls: Calls = getattr(self._thread, "calls", one_by_one)
         frames, h, c = given["input"], given["h"], given["c"]
         found, whole = [], len(frames) // SLICE * SLICE
         if self._network is not None and whole:
@@ -135,7 +135,8 @@ class Slices:
         return [np.concatenate(found), h, c]
 
 
-def _one_by_one(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+def one_by_one(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """:data:`Calls` in the caller's own thread."""
     return [function() for function in functions]
 
 

@@ -70,18 +70,12 @@ def _silero(
     A long file goes through in blocks, so that it is never in memory as a whole. A block is cut before the speech that
     touches its end, and the next one starts there: no word is cut by a block.
     """
-    settings = SileroOptions(
-        threshold=options.onset,
-        neg_threshold=min(options.offset, options.onset),
-        min_silence_duration_ms=int(options.min_silence_s * 1000),
-        speech_pad_ms=int(options.speech_pad_s * 1000),
-        max_speech_duration_s=chunk_s,
-    )
+    settings = silero_options(options, chunk_s)
     total = len(pcm)
     start = 0
     while start < total:
         stop = min(start + BLOCK_S * RATE, total)
-        found = _speech_in(pcm[start:stop], settings, calls)
+        found = speech_in(pcm[start:stop], settings, calls)
         following = stop
         if stop < total and found and found[-1]["end"] >= stop - start - RATE and found[-1]["start"] > 0:
             following = start + found.pop()["start"]
@@ -91,8 +85,22 @@ def _silero(
         progress(start / total)
 
 
-def _speech_in(block: np.ndarray, settings: SileroOptions, calls: Calls) -> list[dict[str, int]]:
-    """Runners may share a long block: then this thread does what is not the network, a tenth of the time."""
+def silero_options(options: VadOptions, chunk_s: float) -> SileroOptions:
+    """What Silero is told for stretches of speech of at most ``chunk_s`` seconds."""
+    return SileroOptions(
+        threshold=options.onset,
+        neg_threshold=min(options.offset, options.onset),
+        min_silence_duration_ms=int(options.min_silence_s * 1000),
+        speech_pad_ms=int(options.speech_pad_s * 1000),
+        max_speech_duration_s=chunk_s,
+    )
+
+
+def speech_in(block: np.ndarray, settings: SileroOptions, calls: Calls) -> list[dict[str, int]]:
+    """Speech of a block from ``start`` to ``end``, in samples.
+
+    Runners may share a long block: then this thread does what is not the network, a tenth of the time.
+    """
     network = silero.install()
     if len(block) > SHARED_S * RATE:
         with network.shared(calls) as shared:

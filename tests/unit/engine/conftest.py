@@ -32,6 +32,7 @@ ROOMS = (
     "pipeline",
     "sharing",
     "silero",
+    "spreading",
     "vad",
 )
 ENCODERS = ("cache", "choice", "graph", "int8", "runtime", "sounds", "weights")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ import pytest
 
 @pytest.fixture
 def spreading(engine: SimpleNamespace) -> Any:
-    return importlib.import_module("app.engine.spreading")
+    return engine.spreading
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +21,6 @@ BLOCK_S = 4
 CHUNK_S = 1.0
 OPTIONS = VadOptions(min_silence_s=0.1, speech_pad_s=0.0, chunk_s=CHUNK_S)
 Spans = list[tuple[int, int]]
-
-
-def one_by_one(functions: Iterable[Callable[[], Any]]) -> list[Any]:
-    return [function() for function in functions]
 
 
 def stub(block: np.ndarray, settings: Any) -> list[dict[str, int]]:
@@ -47,7 +43,7 @@ def cut(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Callable[[n
 
     def found(pcm: np.ndarray) -> Spans:
         progress: list[float] = []
-        speech = list(engine.vad._silero(pcm, OPTIONS, CHUNK_S, progress.append, one_by_one))
+        speech = list(engine.vad._silero(pcm, OPTIONS, CHUNK_S, progress.append, engine.silero.one_by_one))
         assert progress == sorted(progress)
         assert progress[-1:] == ([1.0] if len(pcm) else [])
         return [(round(start * RATE), round(end * RATE)) for start, end in speech]
@@ -111,7 +107,7 @@ def test_any_length_comes_to_an_end(cut: Callable[[np.ndarray], Spans], length: 
 
 def windows(engine: SimpleNamespace, pcm: np.ndarray, **options: Any) -> list[tuple[float, float]]:
     pyannote = engine.vad.PyannoteVad("cpu")
-    found = engine.vad.find_windows(pcm, VadOptions(**options), pyannote, lambda done: None, one_by_one)
+    found = engine.vad.find_windows(pcm, VadOptions(**options), pyannote, lambda done: None, engine.silero.one_by_one)
     return [(window.start, window.end) for window in found]
 
 
