@@ -1,4 +1,4 @@
-"""glibc's heap: what workers are told of it, and giving back what has been freed (``docs/decisions/0010``)."""
+"""glibc's heap: what processes tell it, and giving back what has been freed (``docs/decisions/0010``)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,13 @@ _NEVER = 1 << 40
 SPARE_BYTES = 64 << 20
 """What may be left behind for the next piece of work. To give all back after each short clip cost the next one 20 of 85 ms, for
 pages that had to be mapped and cleared again."""
+KEPT_BYTES = 48 << 20
+"""What stays of it where it was more: less than :data:`SPARE_BYTES`, or the next little more would be given back again. A host
+takes what its virtual machines do not use, and then a page that comes back takes ten times longer than one that stayed."""
 _STATM, _PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
 _NAMES = ("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Of ``malloc.h``."""
 
 
 def settings(libc: str, given: Mapping[str, str]) -> dict[str, str]:
@@ -30,9 +35,24 @@ def settings(libc: str, given: Mapping[str, str]) -> dict[str, str]:
     if not libc.startswith("glibc "):
         return {}
     version = [int(part) for part in libc.removeprefix("glibc ").split(".") if part.isdecimal()]
-    told = any(name in given for name in _NAMES) or "glibc.malloc" in given.get("GLIBC_TUNABLES", "")
-    values = (2, 32 * _MIB, 64 * _MIB) if told or version < [2, 35] else (1, 128 * _MIB, _NEVER)
+    values = (2, 32 * _MIB, 64 * _MIB) if _told(given) or version < [2, 35] else (1, 128 * _MIB, _NEVER)
     return {name: str(value) for name, value in zip(_NAMES, values, strict=True) if name not in given}
+
+
+def _told(given: Mapping[str, str]) -> bool:
+    return any(name in given for name in _NAMES) or "glibc.malloc" in given.get("GLIBC_TUNABLES", "")
+
+
+def keep_blocks(size: int, freed: int, given: Mapping[str, str]) -> None:
+    """Let this process take blocks of up to ``size`` bytes from its heap, which keeps so many bytes of what was ``freed`` last.
+
+    By itself glibc gives a block of an upload back as soon as it is freed, and has the next one mapped and cleared, for as long
+    as it takes to receive it. Nothing where ``given``, the environment, has other plans, or where there is no glibc.
+    """
+    if not _told(given) and libc():
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, size)
+        mallopt(_M_TRIM_THRESHOLD, freed)
 
 
 def libc() -> str:
@@ -43,7 +63,7 @@ def libc() -> str:
 
 
 class Keeper:
-    """Gives back what a piece of work has left behind where that is more than :data:`SPARE_BYTES`."""
+    """Where a piece of work leaves more than :data:`SPARE_BYTES` behind, it gives all but :data:`KEPT_BYTES` of that back."""
 
     def __init__(self) -> None:
         self._floor = anonymous()
@@ -53,15 +73,19 @@ class Keeper:
         with contextlib.suppress(OSError, psutil.Error):  # no file can be opened: then another time
             now = anonymous()
             if now - self._floor > SPARE_BYTES:
-                give_back()
-                now = self._floor = anonymous()
+                give_back(KEPT_BYTES)
+                now = anonymous()
+                self._floor = max(self._floor, now - KEPT_BYTES)  # more than that is there to stay
             self._floor = min(self._floor, now)
 
 
-def give_back() -> None:
-    """Give what has been freed back to the system; takes milliseconds for each 100 MB. Elsewhere than with glibc, nothing."""
+def give_back(spare: int = 0) -> None:
+    """Give what has been freed back to the system, but for ``spare`` bytes at the heap's end.
+
+    Takes milliseconds for each 100 MB. Elsewhere than with glibc, nothing.
+    """
     with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(spare))
 
 
 def anonymous() -> int:

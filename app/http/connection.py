@@ -32,6 +32,14 @@ log = logging.getLogger("stenopool.http")
 SEND_BUFFER = 256 * 1024
 """Bytes of an answer that the kernel keeps for a client; else it may be megabytes each, and progress is seen late."""
 
+RECEIVED_BYTES = 1 << 20
+"""Bytes of a request that are taken at once. asyncio takes 256 kB, so that an upload goes through all layers four times as
+often: 19 MB took 41 instead of 30 ms."""
+_LEAST_RECEIVED_BYTES = 1 << 16
+_ALL_RECEIVED_BYTES = 32 << 20
+"""Of all requests together: each is held until the application asks for it."""
+_RECEIVED = memoryview(bytearray(RECEIVED_BYTES))
+
 _RESET = struct.pack("ii", 1, 0)
 _ALIVE = "/health"
 _LINGER_S = 2.0
@@ -65,7 +73,7 @@ def bounded(settings: Settings, descriptors: int) -> type[Connection]:
     return Bounded
 
 
-class Connection(H11Protocol):
+class Connection(H11Protocol, asyncio.BufferedProtocol):
     """Ends a client whose head comes too slowly (408) or who reads too slowly, and those that wait where there are too many.
 
     ``busy`` are all connections of the server with a request or an answer, ``quiet`` the others, who has been so longest first.
@@ -102,6 +110,14 @@ class Connection(H11Protocol):
         self.busy.discard(self)
 
     # -- heads
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: one place for all, as none of them stay there. With many clients each is given little."""
+        return _RECEIVED[: max(_LEAST_RECEIVED_BYTES, min(RECEIVED_BYTES, _ALL_RECEIVED_BYTES // max(1, len(self.busy))))]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come; h11 copies them."""
+        self.data_received(_RECEIVED[:nbytes])  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
         """Some bytes of a head or a body."""

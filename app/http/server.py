@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import socket
 import sys
@@ -17,7 +18,8 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
-from app.http.connection import bounded
+from app import heap
+from app.http.connection import RECEIVED_BYTES, bounded
 from app.settings import Settings
 
 log = logging.getLogger("stenopool.http")
@@ -123,6 +125,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on these sockets, or on the address of the settings."""
+        heap.keep_blocks(8 * RECEIVED_BYTES, 8 * RECEIVED_BYTES, os.environ)  # one of each layer that an upload goes through
         try:
             ours = sockets or listeners(self.config.host, self.config.port)
         except OSError as error:

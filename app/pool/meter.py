@@ -16,9 +16,11 @@ from pathlib import Path
 from app import heap
 
 INTERVAL_S = 0.03
-REST_S = 1.0
+REST_S = 10.0
 """Seconds for which an idle worker may hold :data:`app.heap.SPARE_BYTES` more than it is said to keep; what is beyond goes at
-once."""
+once. With a second, whoever sent one recording after the other had it mapped and cleared again each time."""
+TRIMS_S = 1.0
+"""Seconds between two times that memory is given back for the sake of jobs that still run."""
 _ROLLUP = Path("/proc/self/smaps_rollup")
 
 
@@ -65,10 +67,12 @@ class Meter:
             del self._own[job_id]
             highest = self._highest.pop(job_id)
             if self._own:
-                if self._shared() > self._work_bytes and time.monotonic() - self._trimmed_at > REST_S:
+                if self._shared() > self._work_bytes and time.monotonic() - self._trimmed_at > TRIMS_S:
                     self._trimmed_at = time.monotonic()
                     heap.give_back()  # what ended jobs left behind must not be held beside the reservations of the others
             else:
+                if self._heavy():
+                    heap.give_back(heap.KEPT_BYTES)
                 self._rests_at = time.monotonic() + (0.0 if self._heavy() else REST_S)
             return highest
 

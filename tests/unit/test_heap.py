@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -30,13 +31,30 @@ heap.give_back()
 given_back = resident() - before
 keeper = heap.Keeper()
 left = []
-for size in (40 << 20, 80 << 20):
+for size, stays in ((40 << 20, 0), (80 << 20, 0), (50 << 20, 60 << 20)):
+    held = bytearray(stays)
     block = libc.malloc(size)
     ctypes.memset(block, 1, size)
     libc.free(block)
     keeper.settle()
+    keeper.settle()
     left.append(resident() - before)
 print(kept, given_back, *left)
+"""
+BLOCKS = """
+import ctypes, json, os, sys
+from app import heap
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+heap.keep_blocks(8 << 20, 8 << 20, json.loads(sys.argv[1]))
+kept = []
+for size in (4 << 20, 40 << 20):
+    before = heap.anonymous()
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+    kept.append(heap.anonymous() - before)
+print(*kept)
 """
 MIB = 1 << 20
 
@@ -82,12 +100,27 @@ def test_what_a_batch_freed_is_kept_until_it_is_given_back_and_a_keeper_keeps_li
         done = subprocess.run([sys.executable, "-c", BATCH], env=plain | told, capture_output=True, timeout=60, check=True)
         return [int(figure) for figure in done.stdout.split()]
 
-    with_settings, given_back, after_little, after_much = kept(told)
+    with_settings, given_back, after_little, after_much, beside_growth = kept(told)
     without, *_ = kept({})
     assert with_settings > 75 * MIB
     assert max(given_back, without) < 20 * MIB
     assert after_little > 35 * MIB
-    assert after_much < 20 * MIB
+    assert heap.KEPT_BYTES - 20 * MIB < after_much < heap.SPARE_BYTES
+    assert 60 * MIB + heap.KEPT_BYTES - 20 * MIB < beside_growth < 60 * MIB + heap.SPARE_BYTES
+
+
+@pytest.mark.skipif(not heap.libc(), reason="there is no glibc here")
+def test_a_freed_block_of_an_upload_stays_for_the_next_unless_larger_or_the_operator_has_set_the_heap() -> None:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+
+    def kept(given: dict[str, str]) -> list[int]:
+        command = [sys.executable, "-c", BLOCKS, json.dumps(given)]
+        return [int(figure) for figure in subprocess.check_output(command, env=plain, timeout=60).split()]
+
+    block, large = kept({})
+    assert block > 3 * MIB
+    assert large < MIB
+    assert kept({"MALLOC_ARENA_MAX": "4"})[0] < MIB
 
 
 def test_a_keeper_that_cannot_look_leaves_everything_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

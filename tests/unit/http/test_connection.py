@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
+import random
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -365,3 +368,30 @@ async def test_requests_at_work_are_never_cut_off_and_the_next_get_503_while_hea
         writer.close()
     assert (await live.client.get("/models")).status_code == 200
     await all_gone(live)
+
+
+# -- uploads
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["much at once", "little at once"])
+async def test_uploads_at_once_arrive_whole_though_they_share_one_place_to_be_received(
+    start: Start, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    live = await start(fake=True)
+    if many:  # connections, for what they may take together
+        monkeypatch.setattr(connection, "_ALL_RECEIVED_BYTES", 0)
+    taken: set[int] = set()
+    received = connection.Connection.buffer_updated
+    monkeypatch.setattr(connection.Connection, "buffer_updated", lambda self, size: (taken.add(size), received(self, size)))
+
+    async def upload(number: int) -> None:
+        content = random.Random(number).randbytes(5_000_000 + number)
+        checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+        said = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(content)), "Upload-Checksum": f"sha256 {checksum}"}
+        said["Content-Type"] = "application/offset+octet-stream"
+        answer = await live.client.post("/uploads", headers=said, content=content)
+        assert answer.status_code == 201, answer.text
+
+    await asyncio.gather(*(upload(number) for number in range(4)))
+    assert (max(taken) > 1 << 18) is not many
+    assert max(taken) <= (1 << 16 if many else connection.RECEIVED_BYTES)

@@ -10,7 +10,9 @@ import pytest
 
 SCRIPT = """
 import json, queue, time
+from app.pool import meter as module
 from app.pool.meter import Meter
+module.REST_S = 1.0
 MB = 1_000_000
 rests = queue.SimpleQueue()
 meter = Meter(0, rests.put)
@@ -59,12 +61,14 @@ print(json.dumps(meter.ended("stays")))
 
 RESTS = """
 import ctypes, json, queue, time
+from app import heap
 from app.pool import meter as module
 from app.pool.meter import Meter
 MB = 1_000_000
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
 rests = queue.SimpleQueue()
+module.REST_S = 1.0
 meter = Meter(0, lambda kept: rests.put(time.monotonic()))
 meter.loaded()
 
@@ -90,9 +94,14 @@ module.REST_S = 60
 much = leaves("much", 1200)
 meter.began("next", 0)
 blamed = meter.ended("next")
+before = heap.anonymous()
 leaves("much again", 1200)
-rests.get(timeout=10)  # at once, not after a minute
-print(json.dumps([little, kept_for, rested_meanwhile, much, blamed]))
+left = heap.anonymous() - before  # a rest is a minute now
+meter.began("stays", 0)
+stays = bytearray(100 * MB)
+meter.ended("stays")
+rests.get(timeout=10)  # what cannot be given back is told at once
+print(json.dumps([little, kept_for, rested_meanwhile, much, blamed, left]))
 """
 
 
@@ -119,10 +128,11 @@ def test_load_peak_and_what_jobs_take_together_are_what_was_allocated() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the exact figures come from /proc")
 def test_little_is_given_back_after_a_rest_without_jobs_and_much_at_once_and_before_the_next_job() -> None:
     done = subprocess.run([sys.executable, "-c", RESTS], capture_output=True, check=True, text=True)
-    little, kept_for, rested_meanwhile, much, blamed = json.loads(done.stdout)
+    little, kept_for, rested_meanwhile, much, blamed, left = json.loads(done.stdout)
     mb = 1_000_000
     assert 19 * mb < little < 25 * mb
     assert kept_for > 0.9
     assert rested_meanwhile == 0
     assert much > 100 * mb
+    assert left < 30 * mb
     assert blamed < 30 * mb  # not the 120 MB that were left behind
