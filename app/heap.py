@@ -75,7 +75,7 @@ class Keeper:
             if now - self._floor > SPARE_BYTES:
                 give_back(KEPT_BYTES)
                 now = anonymous()
-                self._floor = max(self._floor, now - KEPT_BYTES)  # more than that is there to stay
+                self._floor = now - min(KEPT_BYTES, _at_end())  # the rest is there to stay
             self._floor = min(self._floor, now)
 
 
@@ -86,6 +86,25 @@ def give_back(spare: int = 0) -> None:
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(spare))
+
+
+class _Mallinfo2(ctypes.Structure):
+    """Of ``malloc.h``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
+    ]
+
+
+def _at_end() -> int:
+    """Free bytes at the heap's end; 0 where nobody tells (glibc before 2.33)."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    mallinfo2.restype = _Mallinfo2
+    return int(mallinfo2().keepcost)
 
 
 def anonymous() -> int:

@@ -73,7 +73,7 @@ class RemotePool:
         for node in self.nodes:
             for model, lane in node.workers.items():
                 mine = shown.setdefault(model, {"workers": [], "starting": 0})
-                mine["workers"] += [{**worker, "node": node.id, "bytes": 0} for worker in lane["workers"]]
+                mine["workers"] += [{**worker, "node": node.id, "bytes": 0, "rested": True} for worker in lane["workers"]]
                 mine["starting"] += lane["starting"]
         return shown
 

@@ -192,7 +192,7 @@ class Desk(Bills):
         """What is ours and no worker's, while nothing else changes."""
         workers = [worker for lane in self.pool.stats().values() for worker in lane["workers"]]
         calm = not self.jobs.running and not self.media.running and not self.downloads.running
-        if workers and calm and all(worker["state"] == "ready" for worker in workers):
+        if workers and calm and all(worker["state"] == "ready" and worker["rested"] for worker in workers):
             self._ledger.resize("base", max(0, self.reading.own - sum(worker["bytes"] for worker in workers)))
 
     # -- the way through

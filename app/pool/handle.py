@@ -67,7 +67,7 @@ class Handle:
 
     ``site`` is where it was started; ``device`` and ``device_memory`` are what it says of that when it is ready.
     ``name`` is its name in the memory ledgers, ``kept_bytes`` what it keeps when idle, ``rest_bytes`` what it is billed then,
-    ``peak_bytes`` the most that it took while loading.
+    ``peak_bytes`` the most that it took while loading. ``rested``: it has no job, and has given back what it does not keep.
     """
 
     model: str
@@ -79,6 +79,7 @@ class Handle:
     kept_bytes: int = 0
     rest_bytes: int = 0
     peak_bytes: int = 0
+    rested: bool = True
     state: State = State.STARTING
     device: str = ""
     device_memory: DeviceMemory | None = None
@@ -105,6 +106,7 @@ class Handle:
             "running": len(self.running),
             "reserved": self.reserved,
             "bytes": self.kept_bytes,
+            "rested": self.rested,
             "encoder": self.encoder,
             "decoder": self.decoder,
         }
@@ -124,6 +126,7 @@ class Handle:
         """Send a job to the worker."""
         running = Running(task, asyncio.get_running_loop().create_future(), progress, time.monotonic())
         self.running[task.job_id] = running
+        self.rested = False
         self.send("run", task=task.to_dict())
         return running
 
@@ -160,8 +163,10 @@ class Handle:
             running = self.running.get(message["job_id"])
             if running and running.progress:
                 running.progress(str(message["stage"]), float(message["fraction"]))
-        elif kind == "idle" and self.on_idle is not None:
-            self.on_idle(self, int(message["bytes"]))
+        elif kind == "idle":
+            self.rested = not self.running  # a job may be on its way there
+            if self.on_idle is not None:
+                self.on_idle(self, int(message["bytes"]))
         elif kind in ("done", "failed"):
             self._finish(message)
 

@@ -54,7 +54,7 @@ class Meter:
     def began(self, job_id: str, own: int) -> None:
         """A job starts that is expected to take ``own`` bytes beside what all jobs of the worker take together."""
         with self._lock:
-            if not self._own and self._heavy():
+            if not self._own and self._still_heavy():
                 self._rest()  # it shall not be blamed for what others left behind
             self._own[job_id], self._highest[job_id] = own, 0
             self._rests_at = math.inf
@@ -71,14 +71,19 @@ class Meter:
                     self._trimmed_at = time.monotonic()
                     heap.give_back()  # what ended jobs left behind must not be held beside the reservations of the others
             else:
-                if self._heavy():
-                    heap.give_back(heap.KEPT_BYTES)
-                self._rests_at = time.monotonic() + (0.0 if self._heavy() else REST_S)
+                self._rests_at = time.monotonic() + REST_S
             return highest
 
     def _heavy(self) -> bool:
         """Whether jobs left more behind than the next one may begin with."""
         return heap.anonymous() - self._base > heap.SPARE_BYTES
+
+    def _still_heavy(self) -> bool:
+        """The same after what is too much has been given back: then it is there to stay."""
+        if not self._heavy():
+            return False
+        heap.give_back(heap.KEPT_BYTES)
+        return self._heavy()
 
     def _rest(self) -> int:
         """Give back what is not needed; bytes that it keeps."""
@@ -93,7 +98,8 @@ class Meter:
             self._busy.wait()
             with self._lock:
                 self._look()
-                kept = self._rest() if time.monotonic() > self._rests_at else None
+                ended = math.isfinite(self._rests_at)
+                kept = self._rest() if ended and (time.monotonic() > self._rests_at or self._still_heavy()) else None
             if kept is not None:
                 self._on_rest(kept)
             time.sleep(INTERVAL_S)

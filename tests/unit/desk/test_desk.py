@@ -43,12 +43,13 @@ def test_the_server_itself_is_billed_from_the_first_moment(make: Make) -> None:
 
 def test_the_base_is_measured_while_nothing_else_changes(make: Make) -> None:
     bench = make()
-    bench.pool.workers["demo"] = [{"state": "ready", "bytes": 100_000_000, "device": "cpu"}]
+    bench.pool.workers["demo"] = [{"state": "ready", "rested": True, "bytes": 100_000_000, "device": "cpu"}]
     bench.desk.look(bench.probe.set(own=400_000_000))
     assert bench.desk.memory.held("base") == 300_000_000
-    bench.pool.workers["demo"][0]["state"] = "starting"
-    bench.desk.look(bench.probe.set(own=900_000_000))
-    assert bench.desk.memory.held("base") == 300_000_000
+    for change in ({"state": "starting"}, {"rested": False}):
+        bench.pool.workers["demo"] = [{"state": "ready", "rested": True, "bytes": 100_000_000, "device": "cpu"} | change]
+        bench.desk.look(bench.probe.set(own=900_000_000))
+        assert bench.desk.memory.held("base") == 300_000_000
 
 
 @pytest.mark.parametrize(

@@ -373,25 +373,36 @@ async def test_requests_at_work_are_never_cut_off_and_the_next_get_503_while_hea
 # -- uploads
 
 
-@pytest.mark.parametrize("many", [False, True], ids=["much at once", "little at once"])
-async def test_uploads_at_once_arrive_whole_though_they_share_one_place_to_be_received(
-    start: Start, monkeypatch: pytest.MonkeyPatch, many: bool
+@pytest.mark.parametrize(
+    ("together", "in_chunks", "most"), [(16 << 20, False, 1 << 20), (0, False, 1 << 18), (16 << 20, True, 1 << 18)]
+)
+async def test_uploads_at_once_share_one_place_and_arrive_whole_in_pieces_that_are_large_only_for_few_and_without_chunks(
+    start: Start, monkeypatch: pytest.MonkeyPatch, together: int, in_chunks: bool, most: int
 ) -> None:
     live = await start(fake=True)
-    if many:  # connections, for what they may take together
-        monkeypatch.setattr(connection, "_ALL_RECEIVED_BYTES", 0)
-    taken: set[int] = set()
-    received = connection.Connection.buffer_updated
-    monkeypatch.setattr(connection.Connection, "buffer_updated", lambda self, size: (taken.add(size), received(self, size)))
+    monkeypatch.setattr(connection, "_ALL_RECEIVED_BYTES", together)
+    offered: set[int] = set()
+    offer = connection.Connection.get_buffer
+
+    def seen(self: connection.Connection, sizehint: int) -> memoryview:
+        room = offer(self, sizehint)
+        offered.add(len(room))
+        return room
+
+    monkeypatch.setattr(connection.Connection, "get_buffer", seen)
+
+    async def chunks(content: bytes) -> AsyncIterator[bytes]:
+        for first in range(0, len(content), 70_001):
+            yield content[first : first + 70_001]
 
     async def upload(number: int) -> None:
-        content = random.Random(number).randbytes(5_000_000 + number)
+        content = random.Random(number).randbytes(3_000_000 + number)
         checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
         said = {"Tus-Resumable": "1.0.0", "Upload-Length": str(len(content)), "Upload-Checksum": f"sha256 {checksum}"}
         said["Content-Type"] = "application/offset+octet-stream"
-        answer = await live.client.post("/uploads", headers=said, content=content)
+        answer = await live.client.post("/uploads", headers=said, content=chunks(content) if in_chunks else content)
         assert answer.status_code == 201, answer.text
 
     await asyncio.gather(*(upload(number) for number in range(4)))
-    assert (max(taken) > 1 << 18) is not many
-    assert max(taken) <= (1 << 16 if many else connection.RECEIVED_BYTES)
+    assert max(offered) == most
+    assert min(offered) == 1 << 18  # for heads
