@@ -125,4 +125,5 @@ def worker_setup(settings: Settings, model: str, engine: str = "app.engine.pipel
         decoder=settings.decoder,
         encoders_dir=str(settings.data_dir.resolve() / "encoders"),
         samples_dir=str(DEMO_SAMPLES),
+        cores=0 if settings.runners or settings.threads else settings.cores // settings.worker_count,
     )

@@ -112,7 +112,10 @@ class Settings(BaseSettings):
         ge=0,
     )
     runners: int = _own(
-        "RUNNERS", 0, "Engine calls that one worker makes at once, for all its jobs. 0: cores, 4 at most.", ge=0
+        "RUNNERS",
+        0,
+        "Engine calls that one worker makes at once, for all its jobs. 0: cores, 4 at most, or fewer where that is faster.",
+        ge=0,
     )
     threads: int = _own("THREADS", 0, "Threads per engine call. 0: cores divided by runners.", ge=0)
     batch_wait_ms: float = _own(

@@ -48,8 +48,9 @@ class WorkerSetup:
     once and share ``runners`` engine calls at once, each of ``batch_size`` windows at most and on ``threads`` threads, on
     one copy of the weights; that takes about ``work_bytes`` of memory while there are jobs. ``engine`` names the module
     whose ``create`` builds the engine. ``encoder`` and ``decoder`` are auto, ctranslate2 or openvino; what was measured to
-    choose, with recordings of ``samples_dir``, is kept in ``encoders_dir``, and so are converted aligners. On a GPU it takes
-    ``gpu_fixed_bytes`` of the device, and ``gpu_window_bytes`` for each window that is at work; both are 0 elsewhere.
+    choose, with recordings of ``samples_dir``, is kept in ``encoders_dir``, and so are converted aligners. Where ``cores`` is
+    not 0, the worker measures whether fewer ``runners`` with more ``threads`` each do more on so many cores of a CPU. On a GPU
+    it takes ``gpu_fixed_bytes`` of the device, and ``gpu_window_bytes`` for each window at work; both are 0 elsewhere.
     ``align_device`` may be ``same``: that of the worker.
     """
 
@@ -74,6 +75,7 @@ class WorkerSetup:
     decoder: str = "ctranslate2"
     encoders_dir: str = ""
     samples_dir: str = ""
+    cores: int = 0
     gpu_fixed_bytes: int = 0
     gpu_window_bytes: int = 0
 

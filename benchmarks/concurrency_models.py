@@ -98,7 +98,7 @@ def engine(runners: int) -> Any:
     from benchmarks.serving import ROOT
 
     torch.set_num_threads(1)
-    model, _ = load(worker_setup(Settings(offline=True, device="cpu", runners=runners, streams=runners, threads=1), "demo"))
+    model, *_ = load(worker_setup(Settings(offline=True, device="cpu", runners=runners, streams=runners, threads=1), "demo"))
     pcm = np.frombuffer(pcm_of(ROOT / "demo" / "samples" / "commands.flac"), "<i2")
     return model, samples(pcm, 0.0, len(pcm) / 16_000)
 

@@ -132,7 +132,7 @@ class Limit:
     def _arrange(self, wanted: Arrangement) -> None:
         if self._model is None or (wanted.runners, wanted.threads) != (self._chosen.runners, self._chosen.threads):
             self._model = None  # one copy of the weights at a time
-            self._model, _ = self._load(replace(self._setup, runners=wanted.runners, threads=wanted.threads))
+            self._model, *_ = self._load(replace(self._setup, runners=wanted.runners, threads=wanted.threads, cores=0))
         self._chosen = wanted
         self._encode = fastest_encoder(self._model)
 

@@ -86,13 +86,14 @@ class WindowModel(WhisperModel):  # type: ignore[misc]
     """WhisperX's model with calls that keep no state, safe in several threads at once.
 
     ``encoder`` and ``decoder`` stand in for CTranslate2's own where they are set; ``choice`` and ``decoder_choice`` say why,
-    where they were chosen.
+    where they were chosen, and ``arrangement_choice`` the same of the calls at once and their threads.
     """
 
     encoder: Encoder | None = None
     choice: Choice | None = None
     decoder: Decoder | None = None
     decoder_choice: Choice | None = None
+    arrangement_choice: Choice | None = None
 
     def log_mel(self, audio: np.ndarray) -> np.ndarray:
         """Log-mel features of one window (float32 samples at 16 kHz), padded to 30 s: (mels, 3000)."""

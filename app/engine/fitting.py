@@ -1,4 +1,7 @@
-"""A model gets the encoder and the decoder that are best for it on this machine; its own encoder goes if another one comes."""
+"""A model gets the encoder and the decoder that are best for it on this machine; its own encoder goes if another one comes.
+
+So it gets the engine calls at once, and threads of each, that do most here.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import logging
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from app import heap
+from app.engine import arrangement
 from app.engine.asr import WindowModel
 from app.engine.decoders.choice import build as build_decoder
 from app.engine.decoders.choice import choose as choose_decoder
@@ -30,19 +35,67 @@ _LAYERS = re.compile(r"encoder/layer_[1-9]")
 """Variables that CTranslate2 can do without where another encoder stands in; it asks the first layer for its shape."""
 
 Load = Callable[[str], WindowModel]
+LoadWith = Callable[[WorkerSetup, str], WindowModel]
 
 
-def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowModel:
-    """The model that ``load(folder)`` gives, with the parts chosen for it; with CTranslate2's where anything else fails."""
-    machine = Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
-    own_decoder = setup.decoder == CTRANSLATE2 or not possible(machine)
-    if device != "cpu" or (setup.encoder == CTRANSLATE2 and own_decoder):
-        return load(path)
-    key = cache.key(Path(path) / "model.bin", machine)
+def fitted(setup: WorkerSetup, path: str, device: str, load: LoadWith) -> tuple[WindowModel, WorkerSetup]:
+    """The model that ``load(setup, folder)`` gives, with what was chosen for it, and its setup with calls and threads chosen.
+
+    Where choosing fails, they stay as they are, and so do CTranslate2's encoder and decoder.
+    """
+    setups = arrangement.possible(setup) if device == "cpu" else [setup]
+    own_decoder = setup.decoder == CTRANSLATE2 or not possible(_machine(setup, device))
+    if device != "cpu" or (setup.encoder == CTRANSLATE2 and own_decoder and len(setups) == 1):
+        return load(setup, path), setup
+    key = cache.key(Path(path) / "model.bin", _machine(setup, device))
+
+    def make(one: WorkerSetup) -> WindowModel:
+        return _made(one, path, _machine(one, device), partial(load, one), key, own_decoder=own_decoder)
+
+    if len(setups) == 1:
+        return make(setup), setup
+    model, choice = _arranged(setups, make, key)
+    model.arrangement_choice = choice
+    return model, arrangement.chosen(setups, choice) if choice else setup
+
+
+def _machine(setup: WorkerSetup, device: str) -> Machine:
+    return Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
+
+
+def _arranged(setups: list[WorkerSetup], make: arrangement.Make, key: str) -> tuple[WindowModel, Choice | None]:
+    """The model in the best arrangement, and why; None where nothing could be measured: it is in the first one then."""
+    setup, folder = setups[0], Path(setups[0].encoders_dir)
+    kept = [cache.load(folder, name) for name in (_encoder_name(setup, key), _decoder_name(setup, key))]
+    about = f"{setup.cores}-{key}"
+    choice = cache.load(folder, f"arrangement-{arrangement.parts(*kept)}-{about}")
+    if choice is not None:
+        return make(arrangement.chosen(setups, choice)), choice
+    try:
+        with cache.trying(folder, f"arrangement-{about}"):
+            model, choice = arrangement.choose(setups, make)
+            used = arrangement.parts(model.choice, model.decoder_choice)
+            cache.save(folder, f"arrangement-{used}-{about}", choice)
+            return model, choice
+    except Exception:
+        log.exception("engine calls and threads could not be measured for %s; they stay as they are", setup.model)
+    return make(setup), None
+
+
+def _encoder_name(setup: WorkerSetup, key: str) -> str:
+    return f"{setup.encoder}-{key}"
+
+
+def _decoder_name(setup: WorkerSetup, key: str) -> str:
+    return f"decoder-{setup.decoder}-{key}"
+
+
+def _made(setup: WorkerSetup, path: str, machine: Machine, load: Load, key: str, *, own_decoder: bool) -> WindowModel:
+    """With the encoder and the decoder that were chosen under ``key``, whatever the threads are then."""
     choice = model = None
     if setup.encoder != CTRANSLATE2:
         try:
-            choice = _encoder_choice(setup, path, machine, load, f"{setup.encoder}-{key}")
+            choice = _encoder_choice(setup, path, machine, load, _encoder_name(setup, key))
             if choice.name != CTRANSLATE2:
                 model = _with_encoder(setup, Path(path), choice, machine, load)
         except Exception:
@@ -52,7 +105,7 @@ def fitted(setup: WorkerSetup, path: str, device: str, load: Load) -> WindowMode
     model.choice = choice
     if not own_decoder:
         try:
-            _give_decoder(setup, Path(path), machine, model, f"decoder-{setup.decoder}-{key}")
+            _give_decoder(setup, Path(path), machine, model, _decoder_name(setup, key))
         except Exception:
             log.exception("no decoder could be chosen for %s; CTranslate2's is used", setup.model)
             model.decoder = model.decoder_choice = None

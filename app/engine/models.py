@@ -17,8 +17,8 @@ from app.work import WorkerSetup, kind_of
 log = logging.getLogger("stenopool.engine")
 
 
-def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
-    """The model of ``setup`` with the encoder that is best for it here, and the device it is on.
+def load(setup: WorkerSetup) -> tuple[WindowModel, str, WorkerSetup]:
+    """The model of ``setup`` with the encoder that is best for it here, the device it is on, and the setup that is best there.
 
     Raises:
         ModelUnavailable: not on disk and not to be had, or the device is not there.
@@ -26,7 +26,8 @@ def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
     path = setup.model_path or fetch(setup)
     device = asr_device(setup.device)
     try:
-        return fitted(setup, path, device, partial(_window_model, setup, device)), device
+        model, best = fitted(setup, path, device, partial(_window_model, device))
+        return model, device, best
     except (RuntimeError, ValueError, OSError) as error:
         log.exception("model %s could not be loaded", setup.model)
         raise ModelUnavailable(
@@ -35,7 +36,7 @@ def load(setup: WorkerSetup) -> tuple[WindowModel, str]:
         ) from error
 
 
-def _window_model(setup: WorkerSetup, device: str, path: str) -> WindowModel:
+def _window_model(device: str, setup: WorkerSetup, path: str) -> WindowModel:
     return WindowModel(
         path,
         device=kind_of(device),

@@ -43,14 +43,14 @@ class Pipeline:
     """One loaded model; :meth:`transcribe` may run in several threads at once."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        torch.set_num_threads(setup.threads)
-        self._setup = setup
         self.device_memory: DeviceMemory | None = None
         self._model: WindowModel
-        self._model, self.device = load(setup)
-        encoder, decoder = self._model.choice, self._model.decoder_choice
-        self.encoder = encoder.shown() if encoder else None
-        self.decoder = decoder.shown("log_probability_differences") if decoder else None
+        torch.set_num_threads(setup.threads)
+        self._model, self.device, self._setup = load(setup)
+        self._counted = setup.runners / self._setup.runners
+        setup = self._setup
+        torch.set_num_threads(setup.threads)
+        self.chosen = _shown(self._model, setup)
         self._aligner = Aligner(setup, align_device(setup.align_device, self.device))
         self._pyannote = PyannoteVad(self.device)
         at_once = setup.runners, setup.batch_size, setup.batch_wait_s
@@ -85,8 +85,12 @@ class Pipeline:
             "language_probability": speech.probability,
             "duration": round(len(pcm) / RATE, 3),
             "segments": [{**segment, "id": number} for number, segment in enumerate(segments)],
-            "spent": asdict(lease.spent),
+            "spent": self._spent(lease),
         }
+
+    def _spent(self, lease: Lease[Piece]) -> dict[str, Any]:
+        """Seconds of as many runners as the server counts with; where there are fewer, each is worth more of them."""
+        return asdict(lease.spent) | {"seconds": lease.spent.seconds * self._counted}
 
     def _warm_up(self) -> None:
         """One silent window, so that the first job neither waits for nor is billed for what is made at first use."""
@@ -141,6 +145,17 @@ class Pipeline:
             aligned += sentences
             report("align", number / len(segments))
         return aligned
+
+
+def _shown(model: WindowModel, setup: WorkerSetup) -> dict[str, Any]:
+    """What was chosen for the model, and why, as ``/models`` shows it."""
+    encoder, decoder, arranged = model.choice, model.decoder_choice, model.arrangement_choice
+    return {
+        "encoder": encoder.shown() if encoder else None,
+        "decoder": decoder.shown("log_probability_differences") if decoder else None,
+        "arrangement": {"runners": setup.runners, "threads": setup.threads}
+        | {"seconds_per_window": arranged.shown()["seconds_per_window"] if arranged else {}},
+    }
 
 
 def _map_pcm(task: Task) -> np.ndarray:

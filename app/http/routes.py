@@ -177,15 +177,17 @@ async def download(request: Request) -> Response:
 
 @router.get("/models", tags=["server"])
 async def models(request: Request) -> Response:
-    """The models that may be named: on disk, loaded, on which devices, with what encoder and decoder, RAM of one, languages."""
+    """The models that may be named: on disk, loaded, on which devices, with encoder, decoder and threads, RAM, languages."""
     service = _service(request)
     listed = await asyncio.to_thread(_listed, service, service.pool.stats())
     return JSONResponse({"default": service.settings.model_size, "models": listed})
 
 
-def _of_any(lane: dict[str, Any], what: str) -> Any:
-    """What the first worker that knows it says."""
-    return next((found for one in lane.get("workers", []) if (found := one.get(what))), None)
+def _chosen(lane: dict[str, Any]) -> dict[str, Any]:
+    """What a worker of the model has chosen by measurement; if there are several, one that has measured something."""
+    chosen = [one.get("chosen") or {} for one in lane.get("workers", [])]
+    best = next((one for one in chosen if one.get("encoder")), next((one for one in chosen if one), {}))
+    return {part: best.get(part) for part in ("encoder", "decoder", "arrangement")}
 
 
 def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,8 +197,7 @@ def _listed(service: Service, lanes: dict[str, Any]) -> list[dict[str, Any]]:
             "on_disk": catalogue.local_path(spec.name, service.settings) is not None,
             "loaded": bool(lanes.get(spec.name, {}).get("workers")),
             "devices": lanes.get(spec.name, {}).get("devices", {}),
-            "encoder": _of_any(lanes.get(spec.name, {}), "encoder"),
-            "decoder": _of_any(lanes.get(spec.name, {}), "decoder"),
+            **_chosen(lanes.get(spec.name, {})),
             "ram_bytes": spec.ram_bytes,
             "languages": list(spec.languages),
         }

@@ -68,6 +68,7 @@ class Handle:
     ``site`` is where it was started; ``device`` and ``device_memory`` are what it says of that when it is ready.
     ``name`` is its name in the memory ledgers, ``kept_bytes`` what it keeps when idle, ``rest_bytes`` what it is billed then,
     ``peak_bytes`` the most that it took while loading. ``rested``: it has no job, and has given back what it does not keep.
+    ``chosen`` is what it measured and chose for its model (:class:`app.pool.worker.Engine`).
     """
 
     model: str
@@ -83,8 +84,7 @@ class Handle:
     state: State = State.STARTING
     device: str = ""
     device_memory: DeviceMemory | None = None
-    encoder: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
     reserved: int = 0
     exclusive: bool = False
     running: dict[str, Running] = field(default_factory=dict)
@@ -107,8 +107,7 @@ class Handle:
             "reserved": self.reserved,
             "bytes": self.kept_bytes,
             "rested": self.rested,
-            "encoder": self.encoder,
-            "decoder": self.decoder,
+            "chosen": self.chosen,
         }
 
     def can_take(self, solo: bool) -> bool:
@@ -155,7 +154,7 @@ class Handle:
             if message.get("device_memory"):
                 self.device_memory = DeviceMemory(**message["device_memory"])
             self.state, self.device = State.READY, message["device"]
-            self.encoder, self.decoder = message.get("encoder"), message.get("decoder")
+            self.chosen = message.get("chosen") or {}
             self.ready.set_result(None)
         elif kind == "setup_failed":
             self.ready.set_exception(_error(message))

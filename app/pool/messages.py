@@ -1,7 +1,7 @@
 """The pipe's language: one JSON object per line.
 
 To the worker: ``run {task}``, ``cancel {job_id}``, ``ping {n}``, ``stop``.
-From it: ``ready {pid, device, bytes, peak_bytes, device_memory, encoder, decoder}``,
+From it: ``ready {pid, device, bytes, peak_bytes, device_memory, chosen}``,
 ``setup_failed {code, message, hint}``, ``pong {n}``,
 ``progress {job_id, stage, fraction}``, ``done {job_id, seconds, peak_bytes}``, ``failed {job_id, code, message, hint}``,
 ``idle {bytes}``: it has given back what it does not need.

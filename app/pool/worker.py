@@ -43,8 +43,8 @@ class Engine(Protocol):
 
     device: str
     device_memory: DeviceMemory | None
-    encoder: dict[str, Any] | None
-    decoder: dict[str, Any] | None
+    chosen: dict[str, Any]
+    """``encoder``, ``decoder`` and ``arrangement`` (with ``runners``) of its model, and what they were chosen by."""
 
     def transcribe(self, task: Task, report: Report, cancelled: Callable[[], bool]) -> dict[str, Any]:
         """Run one task; call ``report(stage, fraction)`` after every step and stop where ``cancelled()`` is true.
@@ -106,8 +106,7 @@ class Worker:
         kept, peak = self._meter.loaded()
         memory = asdict(self._engine.device_memory) if self._engine.device_memory else None
         ready = {"device": self._engine.device, "bytes": kept, "peak_bytes": peak, "device_memory": memory}
-        ready["encoder"], ready["decoder"] = self._engine.encoder, self._engine.decoder
-        self._send("ready", pid=os.getpid(), **ready)
+        self._send("ready", pid=os.getpid(), chosen=self._engine.chosen, **ready)
         with self._pipe.makefile("rb") as lines:
             for line in lines:
                 message = messages.decode(line)

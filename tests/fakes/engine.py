@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from app.errors import Cancelled, ModelUnavailable, NotMedia
 from app.work import DeviceMemory, Task, WorkerSetup
@@ -38,8 +38,7 @@ def create(setup: WorkerSetup) -> FakeEngine:
 class FakeEngine:
     device = "cpu"
     device_memory: DeviceMemory | None = None
-    encoder: dict[str, Any] | None = None
-    decoder: dict[str, Any] | None = None
+    chosen: ClassVar[dict[str, Any]] = {"encoder": None, "decoder": None, "arrangement": {"runners": 2, "threads": 1}}
 
     def transcribe(self, task: Task, report: Callable[[str, float], None], cancelled: Callable[[], bool]) -> dict[str, Any]:
         report("transcribe", 0.5)

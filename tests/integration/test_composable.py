@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import httpx
@@ -80,6 +81,9 @@ def test_models_lists_the_demo_model_as_on_disk_and_loaded(server: Server) -> No
     if cpu.multiplies_int8():  # without such instructions there is nothing to choose
         assert decoder["name"] in decoder["seconds_per_window"]
         assert decoder["seconds_per_window"].keys() > decoder["log_probability_differences"].keys() > set()
+    arrangement = listed["demo"]["arrangement"]
+    assert 1 <= arrangement["runners"] * arrangement["threads"] <= max(1, len(os.sched_getaffinity(0)))
+    assert listed["tiny"]["arrangement"] is None
     assert listed["demo"]["on_disk"]
     assert listed["demo"]["loaded"]
     assert not listed["large-v3"]["on_disk"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.catalogue import DEMO_MODEL, MODELS, hub_cache, local_path
+from app.catalogue import DEMO_MODEL, MODELS, hub_cache, local_path, worker_setup
 from app.settings import Settings
 
 
@@ -72,3 +72,9 @@ def test_every_model_is_described() -> None:
         assert (spec.repo is None) == (name == "demo")
         assert spec.english_only == name.endswith(".en")
         assert "en" in spec.languages or spec.languages == ("multilingual",)
+
+
+@pytest.mark.parametrize(("given", "measured"), [({}, True), ({"runners": 1}, False), ({"threads": 1}, False)])
+def test_calls_and_threads_are_measured_unless_one_of_them_is_set(given: dict[str, int], measured: bool) -> None:
+    settings = Settings(workers_per_model=1, **given)
+    assert worker_setup(settings, "demo").cores == (settings.cores if measured else 0)

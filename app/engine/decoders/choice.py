@@ -65,8 +65,8 @@ def choose(model: WindowModel, decoder: Decoder, samples: Path, *, forced: bool 
     mels = [model.log_mel(audio) for audio in sounds(samples)[-WINDOWS:]]
     encoded = list(model.encoded(mels))
     prompts = [model.prompt(model.tokenizer_for("en", "transcribe"))] * len(encoded)
-    results, theirs = _timed(lambda: _generated(model, encoded, prompts))
-    _, ours = _timed(lambda: decoder.generate(_remembered(decoder, encoded), prompts, MOST_BEAMS, LENGTH))
+    results, theirs = timed(lambda: _generated(model, encoded, prompts))
+    _, ours = timed(lambda: decoder.generate(_remembered(decoder, encoded), prompts, MOST_BEAMS, LENGTH))
     memory = _remembered(decoder, encoded)
     difference = float(np.max(_differences(decoder, memory, prompts[0], results) or math.inf))
     seconds = {CTRANSLATE2: theirs / len(encoded), INT8: ours / len(encoded)}
@@ -90,7 +90,7 @@ def _generated(model: WindowModel, encoded: Sequence[np.ndarray], prompts: list[
     return results
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
     """The first call makes what is made once; the faster one of two more counts, or the next one where that is slow."""
     result, taken = call(), []
     for _ in range(2):

@@ -92,7 +92,7 @@ def trying(folder: Path, name: str) -> Iterator[None]:
     marks = [folder / f"{name}.tried-{number}" for number in range(MOST_TRIES)]
     mark = next((mark for mark in marks if not mark.exists()), None)
     if mark is None:
-        raise RuntimeError(f"the worker ended {MOST_TRIES} times while it measured encoders (delete {name}.* to try again)")
+        raise RuntimeError(f"the worker ended {MOST_TRIES} times while it measured (delete {name}.* to try again)")
     mark.touch()
     try:
         yield

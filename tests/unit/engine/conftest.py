@@ -22,12 +22,14 @@ from app.work import Task, WorkerSetup
 
 ROOMS = (
     "alignment",
+    "arrangement",
     "asr",
     "attention",
     "batch",
     "devices",
     "fitting",
     "gpu",
+    "lease",
     "models",
     "pipeline",
     "sharing",

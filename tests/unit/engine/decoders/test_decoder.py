@@ -182,7 +182,7 @@ def test_the_second_load_measures_nothing_and_leaves_no_file_behind(
 ) -> None:
     setup, model = fitted
     monkeypatch.delattr(engine.fitting, "choose_decoder")
-    again, _ = engine.models.load(setup)
+    again, *_ = engine.models.load(setup)
     assert again.decoder is not None
     assert again.decoder_choice.seconds == model.decoder_choice.seconds
     assert [path.suffix for path in Path(setup.encoders_dir).iterdir()] == [".npz"]
@@ -202,7 +202,7 @@ def test_one_that_is_slower_is_used_only_where_somebody_wants_it(
     engine: SimpleNamespace, pipeline: Any, decoder: Any, monkeypatch: pytest.MonkeyPatch, forced: bool, chosen: str
 ) -> None:
     took = iter([1.0, 1.0])
-    monkeypatch.setattr(engine.decoders.choice, "_timed", lambda call: (call(), next(took)))
+    monkeypatch.setattr(engine.decoders.choice, "timed", lambda call: (call(), next(took)))
     choice = engine.decoders.choice.choose(pipeline._model, decoder, catalogue.DEMO_SAMPLES, forced=forced)
     assert choice.name == chosen
 
@@ -219,7 +219,7 @@ def test_one_that_says_something_else_is_never_used(
 def test_where_it_cannot_be_made_ctranslate2_decodes(engine: SimpleNamespace, fitted: tuple[Any, Any], tmp_path: Path) -> None:
     setup, _ = fitted
     for broken in unusable(setup, tmp_path):
-        model, _ = engine.models.load(broken)
+        model, *_ = engine.models.load(broken)
         assert model.decoder is None
         assert model.decoder_choice is None
 

@@ -90,7 +90,7 @@ def test_what_is_no_model_file_that_is_known_is_refused(parts: Parts, content: b
 def test_the_graph_in_float32_gives_what_ctranslate2_gives_in_float32(
     engine: SimpleNamespace, parts: Parts, weights: Any, mels: list[np.ndarray]
 ) -> None:
-    model, _ = engine.models.load(replace(SETUP, compute_type="float32"))
+    model, *_ = engine.models.load(replace(SETUP, compute_type="float32"))
     graph = parts.graph.Graph(weights, parts.graph.Numbers()).whole()
     encoder = parts.runtime.Encoder(graph, 1, 2, parts.runtime.FLOAT32)
     assert max(missed(encoder.encode(mel), own(model, mel)) for mel in mels) < 1e-5
@@ -471,7 +471,7 @@ def test_the_second_load_measures_nothing_and_leaves_no_file_behind(
 ) -> None:
     setup, model = fitted
     monkeypatch.delattr(engine.fitting, "choose")
-    again, _ = engine.models.load(setup)
+    again, *_ = engine.models.load(setup)
     assert again.encoder is not None
     assert again.choice.name == model.choice.name
     assert [path.suffix for path in Path(setup.encoders_dir).iterdir()] == [".npz"]
@@ -482,7 +482,7 @@ def test_where_no_other_encoder_can_be_made_ctranslate2_encodes(
 ) -> None:
     setup, _ = fitted
     for broken in unusable(setup, tmp_path):
-        model, _ = engine.models.load(broken)
+        model, *_ = engine.models.load(broken)
         assert model.encoder is None
         assert recognised(engine, model, [speech(1)])[0][1]
 
