@@ -13,10 +13,10 @@ import psutil
 _MIB = 1 << 20
 _NEVER = 1 << 40
 """Free bytes at the heap's end above which glibc gives them back by itself."""
-SPARE_BYTES = 64 << 20
+SPARE_BYTES = 96 << 20
 """What may be left behind for the next piece of work. To give all back after each short clip cost the next one 20 of 85 ms, for
 pages that had to be mapped and cleared again."""
-KEPT_BYTES = 48 << 20
+KEPT_BYTES = 80 << 20
 """What stays of it where it was more: less than :data:`SPARE_BYTES`, or the next little more would be given back again. A host
 takes what its virtual machines do not use, and then a page that comes back takes ten times longer than one that stayed."""
 _STATM, _PAGE = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")

@@ -23,12 +23,13 @@ from app.uploads.turn import to_its_end
 
 MAX_FIELDS = 64
 MAX_FIELD_BYTES = 64 * 1024
-_WRITE_BYTES = 1 << 20
+_WRITE_BYTES = 2 << 20
 _LEAST_WRITE_BYTES = 1 << 15
 _WRITE_PIECES = 256
 """Pieces of an upload that are written together at most; a client may send single bytes."""
 _PENDING_BYTES = 16 << 20
-"""Bytes that all uploads together may hold, half of them on their way to the disk; of more than 256, each a little."""
+"""Bytes, half of them on their way to the disk, that uploads together write out at; each may hold twice a received piece more,
+and of more than 256 each a little."""
 _FORM, _MULTIPART, _JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 
 

@@ -126,7 +126,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen on these sockets, or on the address of the settings."""
         # for each layer that an upload goes through; before the pool, which puts what workers are told into the environment
-        heap.keep_blocks(8 * RECEIVED_BYTES, 8 * RECEIVED_BYTES, os.environ)
+        heap.keep_blocks(4 * RECEIVED_BYTES, 8 * RECEIVED_BYTES, os.environ)
         try:
             ours = sockets or listeners(self.config.host, self.config.port)
         except OSError as error:

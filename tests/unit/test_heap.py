@@ -31,7 +31,7 @@ heap.give_back()
 given_back = resident() - before
 keeper = heap.Keeper()
 left = []
-for size in (40 << 20, 80 << 20):
+for size in (40 << 20, 120 << 20):
     block = libc.malloc(size)
     ctypes.memset(block, 1, size)
     libc.free(block)
@@ -41,7 +41,7 @@ heap.give_back()
 keeper = heap.Keeper()
 stays = libc.malloc(50 << 20)
 ctypes.memset(stays, 1, 50 << 20)
-for size in (80 << 20, 30 << 20):
+for size in (120 << 20, 30 << 20):
     at_first = resident()
     block, pin = libc.malloc(size), libc.malloc(1 << 20)
     ctypes.memset(block, 1, size)

@@ -270,9 +270,9 @@ async def test_write_that_fails_for_lack_of_room_is_disk_full(monkeypatch: pytes
     monkeypatch.setattr(body_module, "require_disk", lambda *_: None)
     sink = FileSink(Path("/dev/full"), 0)
     sink._file = open("/dev/full", "wb", buffering=0)  # type: ignore[assignment]  # noqa: SIM115
-    await sink.write(b"x" * 2_000_000)
+    await sink.write(b"x" * 3_000_000)
     with pytest.raises(DiskFull):
-        await sink.write(b"x" * 2_000_000)  # by now the first ones were not written
+        await sink.write(b"x" * 3_000_000)  # by now the first ones were not written
     assert sink._file is not None
     await sink.close()
     assert sink._file.closed
@@ -304,15 +304,15 @@ async def test_upload_is_taken_further_while_what_came_before_is_written_and_no_
 
     monkeypatch.setattr(FileSink, "_write", slow)
     sink = FileSink(tmp_path / "upload", 0)
-    await asyncio.wait_for(sink.write(b"a" * 2_000_000), 20)
-    second = asyncio.create_task(sink.write(b"b" * 1_500_000))
+    await asyncio.wait_for(sink.write(b"a" * 3_000_000), 20)
+    second = asyncio.create_task(sink.write(b"b" * 2_500_000))
     await asyncio.sleep(0)
     assert (written, second.done()) == ([], False)
     go.set()
     await second
     await sink.close()
-    assert written == [2_000_000, 1_500_000]
-    assert sink.path.read_bytes() == b"a" * 2_000_000 + b"b" * 1_500_000
+    assert written == [3_000_000, 2_500_000]
+    assert sink.path.read_bytes() == b"a" * 3_000_000 + b"b" * 2_500_000
 
 
 async def test_write_that_takes_only_a_part_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,7 +357,7 @@ async def test_many_uploads_at_once_hold_less_each_and_a_lone_one_holds_much_aga
     for sink in sinks[1:]:
         await sink.close()
     written.clear()
-    for _ in range(30):
+    for _ in range(60):
         await sinks[0].write(b"x" * 40_000)
     await sinks[0].close()
     assert max(written) >= body_module._WRITE_BYTES

@@ -11,7 +11,9 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+import h11
 import httpx
 import pytest
 
@@ -374,7 +376,7 @@ async def test_requests_at_work_are_never_cut_off_and_the_next_get_503_while_hea
 
 
 @pytest.mark.parametrize(
-    ("together", "in_chunks", "most"), [(16 << 20, False, 1 << 20), (0, False, 1 << 18), (16 << 20, True, 1 << 18)]
+    ("together", "in_chunks", "most"), [(16 << 20, False, 2 << 20), (0, False, 1 << 18), (16 << 20, True, 1 << 18)]
 )
 async def test_uploads_at_once_share_one_place_and_arrive_whole_in_pieces_that_are_large_only_for_few_and_without_chunks(
     start: Start, monkeypatch: pytest.MonkeyPatch, together: int, in_chunks: bool, most: int
@@ -382,7 +384,15 @@ async def test_uploads_at_once_share_one_place_and_arrive_whole_in_pieces_that_a
     live = await start(fake=True)
     monkeypatch.setattr(connection, "_ALL_RECEIVED_BYTES", together)
     offered: set[int] = set()
-    offer = connection.Connection.get_buffer
+    parsed: list[int] = []
+    offer, parse = connection.Connection.get_buffer, h11.Connection.receive_data
+
+    def given(self: h11.Connection, data: bytes) -> None:
+        if self.our_role is h11.SERVER:
+            parsed.append(len(data))
+        parse(self, data)
+
+    monkeypatch.setattr(h11.Connection, "receive_data", given)
 
     def seen(self: connection.Connection, sizehint: int) -> memoryview:
         room = offer(self, sizehint)
@@ -406,3 +416,59 @@ async def test_uploads_at_once_share_one_place_and_arrive_whole_in_pieces_that_a
     await asyncio.gather(*(upload(number) for number in range(4)))
     assert max(offered) == most
     assert min(offered) == 1 << 18  # for heads
+    assert sum(parsed) > 12_000_000 if in_chunks else 0 < sum(parsed) < 9_000_000  # what only is body is not parsed
+
+
+async def test_a_large_body_that_asks_to_go_on_arrives_whole_and_the_next_request_on_its_connection_is_heard(
+    start: Start,
+) -> None:
+    live = await start(fake=True)
+    content = random.Random(1).randbytes(5_000_001)
+    checksum = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    upload = head_of_request(
+        "POST /uploads",
+        "Tus-Resumable: 1.0.0",
+        f"Upload-Length: {len(content)}",
+        f"Upload-Checksum: sha256 {checksum}",
+        "Content-Type: application/offset+octet-stream",
+        f"Content-Length: {len(content)}",
+        "Expect: 100-continue",
+    )
+    reader, writer = await opened(live, upload)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+    writer.write(content + head_of_request("GET /models", "Connection: close"))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 201 ")
+    status, body = await answer_of(reader)
+    assert (status, body["default"]) == (200, "demo")
+    writer.close()
+    await all_gone(live)
+
+
+async def test_the_end_of_a_body_is_not_received_together_with_megabytes_of_requests_to_be_parsed(start: Start) -> None:
+    live = await start(fake=True)
+    _, writer = await opened(live, head_of_request("POST /uploads", "Content-Length: 3000000") + bytes(10))
+    assert live.server is not None
+    connections: set[Any] = live.server.server_state.connections
+    while not (heard := [(one, known) for one in connections if (known := one._known) is not None]):
+        await asyncio.sleep(0.01)
+    ((ours, known),) = heard
+    assert len(ours.get_buffer(-1)) == 2 << 20
+    known._remaining = 1
+    assert len(ours.get_buffer(-1)) == 1 << 18
+    writer.close()
+    await all_gone(live)
+
+
+async def test_a_client_that_ends_in_the_midst_of_a_large_body_leaves_nothing_behind(start: Start) -> None:
+    live = await start(fake=True)
+    request = head_of_request("POST /transcribe", "Content-Length: 9000000")
+    _, writer = await opened(live, request)
+    writer.write(bytes(4_000_000))
+    await writer.drain()
+    while sum(one.stat().st_size for one in live.settings.jobs_dir.glob("*/upload")) < 1_000_000:
+        await asyncio.sleep(0.01)
+    writer.close()
+    while list(live.settings.jobs_dir.iterdir()):
+        await asyncio.sleep(0.01)
+    assert (await live.client.get("/models")).status_code == 200
+    await all_gone(live)

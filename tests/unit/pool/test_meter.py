@@ -103,7 +103,7 @@ deadline = time.monotonic() + 10
 while (left := heap.anonymous() - before) > 30 * MB and time.monotonic() < deadline:
     time.sleep(0.01)
 meter.began("stays", 0)
-stays = bytearray(100 * MB)
+stays = bytearray(120 * MB)
 meter.ended("stays")
 rests.get(timeout=10)  # what cannot be given back is told at once
 print(json.dumps([little, kept_for, rested_meanwhile, much, blamed, left]))
@@ -121,8 +121,8 @@ meter = Meter()
 meter.loaded()
 before = heap.anonymous()
 meter.began("heavy", 0)
-block = libc.malloc(100 << 20)
-ctypes.memset(block, 1, 100 << 20)
+block = libc.malloc(120 << 20)
+ctypes.memset(block, 1, 120 << 20)
 libc.free(block)
 meter.ended("heavy")
 deadline = time.monotonic() + 10
