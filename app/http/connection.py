@@ -132,7 +132,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
             self.data_received(_RECEIVED[:nbytes])  # type: ignore[arg-type]
 
     def _is_midst(self, known: ContentLengthReader, nbytes: int) -> bool:
-        """Whether h11 has heard of this body and keeps none of it, more is to come after these bytes, and it may be asked for."""
+        """Whether h11 has heard of this body and keeps none of it, more comes after these bytes, and it may be asked for."""
         begun = self.conn.their_state is h11.SEND_BODY and not self.conn._receive_buffer and not self._deaf
         return begun and known._length > known._remaining > nbytes and self.conn.our_state is h11.SEND_RESPONSE
 
