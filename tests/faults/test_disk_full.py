@@ -143,7 +143,7 @@ def waits_for_room(server: Process, disk: Disk, job_id: str) -> None:
 def test_disk_that_fills_during_an_upload_is_507_and_nothing_of_it_stays(
     server: Process, rest: Rest, disk: Disk, wait: str
 ) -> None:
-    recording = wav(120.0, streamed=True)  # half of it is more than is held before it is written
+    recording = wav(240.0, streamed=True)  # half of it is more than is held before it is written
 
     def slowly() -> Iterator[bytes]:
         yield recording[: len(recording) // 2]
