@@ -16,8 +16,7 @@ import numpy as np
 
 from app import heap
 from app.engine.asr import WindowModel
-from app.engine.decoders.choice import timed
-from app.engine.encoders.choice import CTRANSLATE2, Choice
+from app.engine.encoders.choice import CTRANSLATE2, Choice, least_time
 from app.engine.encoders.sounds import sounds
 from app.jobs import TranscribeOptions
 from app.work import WorkerSetup
@@ -107,7 +106,7 @@ def per_window(model: WindowModel, calls: int, mels: Sequence[np.ndarray]) -> fl
     most, model.max_length = model.max_length, LENGTH
     try:
         with ThreadPoolExecutor(calls) as threads:
-            _, took = timed(lambda: list(threads.map(lambda _: _recognised(model, mels), range(calls))))
+            _, took = least_time(3 * [lambda: list(threads.map(lambda _: _recognised(model, mels), range(calls)))])
     finally:
         model.max_length = most
     return took / (calls * len(mels))

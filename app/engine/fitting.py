@@ -43,14 +43,16 @@ def fitted(setup: WorkerSetup, path: str, device: str, load: LoadWith) -> tuple[
 
     Where choosing fails, they stay as they are, and so do CTranslate2's encoder and decoder.
     """
-    setups = arrangement.possible(setup) if device == "cpu" else [setup]
-    own_decoder = setup.decoder == CTRANSLATE2 or not possible(_machine(setup, device))
-    if device != "cpu" or (setup.encoder == CTRANSLATE2 and own_decoder and len(setups) == 1):
+    if device != "cpu":
         return load(setup, path), setup
-    key = cache.key(Path(path) / "model.bin", _machine(setup, device))
+    setups, machine = arrangement.possible(setup), _machine(setup)
+    own_decoder = setup.decoder == CTRANSLATE2 or not possible(machine)
+    if setup.encoder == CTRANSLATE2 and own_decoder and len(setups) == 1:
+        return load(setup, path), setup
+    key = cache.key(Path(path) / "model.bin", machine)
 
     def make(one: WorkerSetup) -> WindowModel:
-        return _made(one, path, _machine(one, device), partial(load, one), key, own_decoder=own_decoder)
+        return _made(one, path, _machine(one), partial(load, one), key, own_decoder=own_decoder)
 
     if len(setups) == 1:
         return make(setup), setup
@@ -59,8 +61,8 @@ def fitted(setup: WorkerSetup, path: str, device: str, load: LoadWith) -> tuple[
     return model, arrangement.chosen(setups, choice) if choice else setup
 
 
-def _machine(setup: WorkerSetup, device: str) -> Machine:
-    return Machine(setup.runners, setup.threads, compute_type(setup.compute_type, device))
+def _machine(setup: WorkerSetup) -> Machine:
+    return Machine(setup.runners, setup.threads, compute_type(setup.compute_type, "cpu"))
 
 
 def _arranged(setups: list[WorkerSetup], make: arrangement.Make, key: str) -> tuple[WindowModel, Choice | None]:

@@ -153,8 +153,11 @@ def _shown(model: WindowModel, setup: WorkerSetup) -> dict[str, Any]:
     return {
         "encoder": encoder.shown() if encoder else None,
         "decoder": decoder.shown("log_probability_differences") if decoder else None,
-        "arrangement": {"runners": setup.runners, "threads": setup.threads}
-        | {"seconds_per_window": arranged.shown()["seconds_per_window"] if arranged else {}},
+        "arrangement": {
+            "runners": setup.runners,
+            "threads": setup.threads,
+            "seconds_per_window": arranged.shown()["seconds_per_window"] if arranged else {},
+        },
     }
 
 

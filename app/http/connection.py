@@ -115,7 +115,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go: one place for all, as none of them stay there. With many clients each is given less."""
-        share, left = _ALL_RECEIVED_BYTES // max(1, len(self.busy)), self._known._remaining if self._known else 0
+        share = _ALL_RECEIVED_BYTES // max(1, len(self.busy))
+        left = known._remaining if (known := self._known) is not None else 0
         return _RECEIVED[: max(_LEAST_RECEIVED_BYTES, min(RECEIVED_BYTES, share, left))]
 
     @property

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from app import cpu
 from app.engine.asr import WindowModel
 from app.engine.decoders.graph import DecoderGraph
 from app.engine.decoders.runtime import MOST_BEAMS, Decoder, Memory, Words
-from app.engine.encoders.choice import CTRANSLATE2, MARGIN, SLOW_S, Choice, Machine
+from app.engine.encoders.choice import CTRANSLATE2, MARGIN, Choice, Machine, least_time
 from app.engine.encoders.runtime import mapped
 from app.engine.encoders.sounds import sounds
 from app.engine.encoders.weights import Weights
@@ -65,8 +64,8 @@ def choose(model: WindowModel, decoder: Decoder, samples: Path, *, forced: bool 
     mels = [model.log_mel(audio) for audio in sounds(samples)[-WINDOWS:]]
     encoded = list(model.encoded(mels))
     prompts = [model.prompt(model.tokenizer_for("en", "transcribe"))] * len(encoded)
-    results, theirs = timed(lambda: _generated(model, encoded, prompts))
-    _, ours = timed(lambda: decoder.generate(_remembered(decoder, encoded), prompts, MOST_BEAMS, LENGTH))
+    (results, *_), theirs = least_time(3 * [lambda: _generated(model, encoded, prompts)])
+    _, ours = least_time(3 * [lambda: decoder.generate(_remembered(decoder, encoded), prompts, MOST_BEAMS, LENGTH)])
     memory = _remembered(decoder, encoded)
     difference = float(np.max(_differences(decoder, memory, prompts[0], results) or math.inf))
     seconds = {CTRANSLATE2: theirs / len(encoded), INT8: ours / len(encoded)}
@@ -88,18 +87,6 @@ def _generated(model: WindowModel, encoded: Sequence[np.ndarray], prompts: list[
     how = {"beam_size": MOST_BEAMS, "max_length": LENGTH, "return_scores": True}
     results: list[Any] = model.model.generate(features, prompts, **how)
     return results
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """The first call makes what is made once; the faster one of two more counts, or the next one where that is slow."""
-    result, taken = call(), []
-    for _ in range(2):
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-        if taken[-1] > SLOW_S:
-            break
-    return result, min(taken)
 
 
 def _differences(decoder: Decoder, memory: Memory, prompt: list[int], results: Sequence[Any]) -> list[float]:
